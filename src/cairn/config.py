@@ -1,0 +1,167 @@
+"""The base of every configuration: YAML to typed, frozen objects, and back to canonical bytes.
+
+Knows YAML, pydantic and nothing of what is configured. An unknown key is refused with its line and a "did you mean".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cairn.errors import UserError, did_you_mean
+
+
+class Config(BaseModel):
+    """A frozen configuration that refuses keys it does not know. Subclass it beside the class that it configures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def canonical_bytes(value: Any) -> bytes:
+    """The one byte string of a JSON-like value: sorted keys, no spaces, UTF-8. Equal values, equal bytes.
+
+    Raises:
+        UserError: for text that is not Unicode (lone surrogates), which no file could hold.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("text holds a lone surrogate, which is not Unicode", remedy="repair the text's encoding") from error
+
+
+class _Lines(yaml.SafeLoader):
+    """A YAML loader that remembers the line of every key and refuses a key given twice."""
+
+
+def _construct_mapping(loader: _Lines, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    out: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in out:
+            # PyYAML keeps the last of two equal keys: half of a recipe would vanish without a word.
+            raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=key_node.start_mark)
+        out[key] = loader.construct_object(value_node, deep=True)
+    return out
+
+
+_Lines.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        UserError: missing, empty or malformed file, a key twice, or a top level that is no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path), remedy="check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the file: {error}", where=str(path)) from None
+    return parse_yaml(text, where=str(path))
+
+
+def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
+    """Like `read_yaml`, for text at hand; `where` names it in errors."""
+    try:
+        value = yaml.load(text, Loader=_Lines)  # noqa: S506 - _Lines is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"not valid YAML: {getattr(error, 'problem', error)}", where=f"{where}{line}", remedy="correct this line") from None
+    if value is None:
+        raise UserError("the file is empty", where=where, remedy="write the recipe's keys into it")
+    if not isinstance(value, dict):
+        raise UserError("the top level must be a mapping of keys", where=where)
+    return value
+
+
+def key_line(text: str, path: tuple[Any, ...]) -> int | None:
+    """The 1-based line at which the key or item `path` stands in YAML `text`, or None."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return None
+    line: int | None = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                if key_node.value == str(part):
+                    line, node = key_node.start_mark.line + 1, value_node
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def build(cls: type[C], value: Mapping[str, Any], *, where: str, text: str | None = None, prefix: tuple[Any, ...] = ()) -> C:
+    """Build a configuration out of a mapping.
+
+    Args:
+        cls: the configuration class.
+        value: what YAML gave.
+        where: the file, for errors.
+        text: the YAML text, so that errors can name the line.
+        prefix: where `value` stands inside `text`.
+
+    Raises:
+        UserError: an unknown key (with "did you mean"), a wrong type, or a value out of range.
+    """
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = tuple(prefix) + tuple(first["loc"])
+        line = key_line(text, path) if text else None
+        spot = f"{where}, line {line}, {_dotted(path)}" if line else f"{where}, {_dotted(path)}"
+        if first["type"] == "extra_forbidden":
+            key = str(first["loc"][-1])
+            known = _known_keys(cls, tuple(first["loc"][:-1]))
+            raise UserError(f"unknown key '{key}'", where=spot, remedy=did_you_mean(key, known)) from None
+        if first["type"] == "missing":
+            raise UserError(f"the key '{first['loc'][-1]}' is missing", where=spot, remedy="add it") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{message} (got {first.get('input')!r})"[:400], where=spot, remedy="correct the value") from None
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(p) for p in path)
+
+
+def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """The keys of the configuration that stands at `loc` inside `cls`."""
+    found: type[BaseModel] = cls
+    for part in loc:
+        if isinstance(part, str) and part in found.model_fields:
+            inner = _config_in(found.model_fields[part].annotation)
+            if inner is not None:
+                found = inner
+    return list(found.model_fields)
+
+
+def _config_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for arg in getattr(annotation, "__args__", ()):
+        inner = _config_in(arg)
+        if inner is not None:
+            return inner
+    return None
