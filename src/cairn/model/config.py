@@ -1,0 +1,105 @@
+"""What a fresh model looks like, in the words that every family shares, and its cost. Knows transformers' names; no data.
+
+The keys are those of a 7B model too: `family` is any causal `model_type` that transformers knows, and `extra` reaches every
+key of that family's own configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cairn.config import Config
+from cairn.errors import UserError, did_you_mean
+
+
+class ModelConfig(Config):
+    """The shape of a model that starts from random weights."""
+
+    family: str = "llama"
+    """A transformers `model_type`, such as llama, qwen3, gemma2, gpt_neox."""
+    hidden_size: int = Field(default=192, gt=0)
+    """Width of the residual stream."""
+    layers: int = Field(default=4, gt=0)
+    """Number of transformer blocks."""
+    heads: int = Field(default=6, gt=0)
+    """Query heads."""
+    kv_heads: int | None = Field(default=None, gt=0)
+    """Key and value heads; None means as many as `heads`."""
+    head_size: int | None = Field(default=None, gt=0)
+    """Width of a head; None means hidden_size / heads."""
+    intermediate_size: int = Field(default=512, gt=0)
+    """Width inside the feed-forward block."""
+    context: int = Field(default=1024, gt=0)
+    """Longest sequence, in tokens."""
+    tied: bool = True
+    """Share the input embedding with the output head."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the random weights."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of the family's own transformers configuration."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.head_size is None and self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads}), or head_size be given")
+        return self
+
+
+def transformers_config(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_id: int | None, pad_id: int | None) -> Any:
+    """The transformers configuration object of `config`.
+
+    Raises:
+        UserError: an unknown family, or an `extra` key that the family does not have.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as families
+
+    if config.family not in families:
+        raise UserError(f"unknown model family '{config.family}'", where="model.family", remedy=did_you_mean(config.family, families))
+    values: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads or config.heads,
+        "head_dim": config.head_size or config.hidden_size // config.heads,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.initializer_range,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+    }
+    known = set(AutoConfig.for_model(config.family).to_dict())
+    for key in config.extra:
+        if key not in known:
+            raise UserError(f"the family '{config.family}' has no key '{key}'", where="model.extra", remedy=did_you_mean(key, known))
+    return AutoConfig.for_model(config.family, **{**values, **config.extra})
+
+
+def count_parameters(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
+    """Parameters in all, and those in matrices that every token is multiplied with (the N of the 6N rule).
+
+    Counted on the meta device: no memory is taken, whatever the size.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            transformers_config(config, vocab_size=vocab_size, bos_id=None, eos_id=None, pad_id=None), attn_implementation="eager"
+        )
+    total = sum(p.numel() for p in model.parameters())
+    inputs, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is inputs.weight
+    return total, total if tied else total - inputs.weight.numel()
+
+
+def training_flops(matrix_parameters: int, tokens: int, *, layers: int, hidden_size: int, mean_length: float) -> float:
+    """Floating-point operations of training: 6N a token (Kaplan et al. 2020) plus causal attention, 6·layers·width·length a token."""
+    return tokens * (6.0 * matrix_parameters + 6.0 * layers * hidden_size * mean_length)

@@ -1,0 +1,99 @@
+"""Models in and out of folders: fresh ones out of a seed, saved ones out of safetensors. Knows transformers; no chat, no data.
+
+Pickled weights are refused (loading a pickle runs whatever it says), and so is code that a checkpoint brings along.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cairn.errors import UserError, did_you_mean
+from cairn.ledger import seeds
+from cairn.model.config import ModelConfig, transformers_config
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch type of a precision's name."""
+    if name not in DTYPES:
+        raise UserError(f"unknown precision '{name}'", remedy=did_you_mean(name, DTYPES))
+    return DTYPES[name]
+
+
+def new_model(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_id: int | None, pad_id: int | None, seed: int) -> Any:
+    """A transformers causal LM with random fp32 weights that are a function of `seed` alone."""
+    from transformers import AutoModelForCausalLM
+
+    hf = transformers_config(config, vocab_size=vocab_size, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+    with torch.random.fork_rng(devices=[]):
+        # transformers draws from the global generator; seeding a fork of it keeps the draw a function and the caller's state untouched.
+        torch.manual_seed(seeds.seed(seed, "init"))
+        return AutoModelForCausalLM.from_config(hf, dtype=torch.float32)
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise unless `folder` holds safetensors; name the pickle if that is all there is."""
+    if not (folder / "config.json").is_file():
+        raise UserError("this is no model folder: it has no config.json", where=str(folder), remedy="give one that save_pretrained wrote")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"the weights are pickled ({pickles[0]}): loading them could run any code", where=str(folder),
+            remedy="convert them to safetensors where you trust them, and give that folder",
+        )  # fmt: skip
+    raise UserError("the folder holds no weights (*.safetensors)", where=str(folder))
+
+
+def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = True) -> Any:
+    """Load a causal LM from a folder, or by its hub name.
+
+    Args:
+        folder: a Hugging Face folder (config.json + safetensors), or a hub name `owner/model`.
+        dtype: float32 or bfloat16.
+        eval_mode: switch dropout off.
+
+    Raises:
+        UserError: no such folder, pickled weights, or weights that do not fit the configuration.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    path = Path(folder)
+    if path.is_dir():
+        refuse_pickles(path)
+    _quiet()
+    settings: dict[str, Any] = {"dtype": dtype_of(dtype), "use_safetensors": True, "trust_remote_code": False}
+    loader: Any = AutoModelForCausalLM
+    try:
+        model, found = loader.from_pretrained(str(folder), **settings, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the model: {reason}", where=str(folder), remedy="check the folder or name") from error
+    if found["missing_keys"]:
+        # transformers fills them with random numbers and a warning: the model would load and talk nonsense.
+        names = sorted(found["missing_keys"])
+        what = f"{len(names)} weights of the model are missing, such as '{names[0]}'"
+        raise UserError(what, where=str(folder), remedy="give the whole checkpoint")
+    return model.eval() if eval_mode else model.train()
+
+
+def _quiet() -> None:
+    """No progress bars of transformers' own: they break the lines of ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def save_model(model: Any, folder: Path, *, stop_ids: list[int] | None = None) -> None:
+    """Write config.json, model.safetensors and generation_config.json; bytes depend on the weights and the configuration alone."""
+    _quiet()
+    if stop_ids:
+        model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    model.save_pretrained(str(folder), safe_serialization=True)

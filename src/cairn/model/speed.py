@@ -1,0 +1,29 @@
+"""How fast this machine multiplies matrices: what every claim about training speed is measured against. Knows torch only."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from cairn.errors import UserError, did_you_mean
+
+
+@lru_cache(maxsize=8)
+def gemm_rate(precision: str = "float32", size: int = 1024, seconds: float = 0.3) -> float:
+    """Measured GFLOP/s of a square matrix product: the best of repeated runs for about `seconds`."""
+    import torch
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision not in types:
+        raise UserError(f"unknown precision '{precision}'", remedy=did_you_mean(precision, types))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = size * 8 if device == "cuda" else size
+    a = torch.full((size, size), 0.5, dtype=types[precision], device=device)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        begun = time.perf_counter()
+        a @ a
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2.0 * size**3 / best / 1e9
