@@ -1,0 +1,155 @@
+"""From encoded sources to the batches of training steps. Knows the mix and lengths; numpy only, no model.
+
+A batch is flat: its documents lie back to back, without padding, and `doc_lengths` tells attention where each ends. A
+step takes rows in mix order for as long as they fit into its budget of tokens. Documents are short against a step (at
+most `sequence_length` of `sequence_length * batch_sequences` tokens), so a step falls short of its budget by half a
+document on average, and that shortfall is computed by nobody: packing into fixed sequences would buy nothing here. Where
+a step is too large for one pass, `Batch.split` packs its documents into passes of bounded size.
+
+Which rows stand in a step depends on how many tokens the rows before took, so a step's place in the mix (the cursor) is
+found by walking lengths from the start, or taken from a checkpoint; both give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cairn.data.encode import Encoded
+from cairn.data.mix import Mix
+from cairn.data.pack import pack
+from cairn.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Documents back to back. T is their number of tokens, D their number."""
+
+    ids: np.ndarray
+    """Token ids (T,), int64."""
+    mask: np.ndarray
+    """1 where the id at this place is a target (to be predicted from the places before it in its document), else 0; (T,), uint8."""
+    position_ids: np.ndarray
+    """Place within the document, from 0; (T,), int64."""
+    doc_lengths: list[int]
+    """Tokens of each document (D)."""
+    sources: list[int]
+    """The source of each document (D)."""
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return len(self.ids)
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are targets."""
+        return int(self.mask.sum())
+
+    def split(self, max_tokens: int) -> list[Batch]:
+        """The same documents in as few parts of at most `max_tokens` tokens as packing finds, in an order fixed by their lengths."""
+        if self.tokens <= max_tokens:
+            return [self]
+        ends = np.cumsum(self.doc_lengths)
+        parts = []
+        for group in pack(self.doc_lengths, max_tokens):
+            places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in group])
+            lengths, sources = [self.doc_lengths[d] for d in group], [self.sources[d] for d in group]
+            parts.append(Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources))
+        return parts
+
+
+def make_batch(documents: Sequence[Encoded], sources: Sequence[int]) -> Batch:
+    """One flat batch of documents, in order."""
+    lengths = [len(d) for d in documents]
+    return Batch(
+        ids=np.concatenate([d.ids for d in documents]).astype(np.int64),
+        mask=np.concatenate([d.mask for d in documents]),
+        position_ids=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+        doc_lengths=lengths,
+        sources=list(sources),
+    )
+
+
+class PackedStream:
+    """The endless stream of a training's batches, one a step.
+
+    Iterating gives the batch of step 0, 1, …; the stream can be put at any step and goes on with the same bytes.
+
+    Args:
+        sources: the documents of each source.
+        weights: how often a row of each source is drawn; only their proportions count.
+        seed: the seed of the order.
+        sequence_length: the most tokens that a document may have.
+        batch_sequences: how many times that many tokens a step may hold.
+
+    Raises:
+        UserError: a weight of zero or below, a source without rows, or a document that is too long.
+    """
+
+    def __init__(
+        self, sources: Sequence[Sequence[Encoded]], weights: Sequence[float], seed: int, sequence_length: int, batch_sequences: int
+    ) -> None:
+        if sequence_length < 2 or batch_sequences < 1:
+            raise UserError(f"a step of {batch_sequences} sequences of {sequence_length} tokens holds nothing", remedy="raise them")
+        self.mix = Mix([len(s) for s in sources], weights, seed)
+        self.budget = sequence_length * batch_sequences
+        self._sources = sources
+        self._lengths = [np.fromiter((len(d) for d in s), dtype=np.int64, count=len(s)) for s in sources]
+        for number, lengths in enumerate(self._lengths):
+            if lengths.max() > sequence_length:
+                raise UserError(
+                    f"a document of {lengths.max()} tokens does not fit into sequences of {sequence_length}",
+                    where=f"sources[{number}], document {lengths.argmax()}",
+                    remedy="encode with this sequence length as the limit",
+                )
+        self._step = 0
+        self._cursor = 0
+
+    @property
+    def step(self) -> int:
+        """The step whose batch comes next."""
+        return self._step
+
+    def state(self) -> dict[str, int]:
+        """Where the stream stands, for a checkpoint."""
+        return {"step": self._step, "cursor": self._cursor}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on from where `state` was taken."""
+        self._step, self._cursor = int(state["step"]), int(state["cursor"])
+
+    def seek(self, step: int) -> None:
+        """Go to a step without a checkpoint, by walking lengths: about a microsecond a row."""
+        if step < self._step:
+            self._step = self._cursor = 0
+        while self._step < step:
+            self._cursor = self._rows(self._cursor)[1]
+            self._step += 1
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of a step: a pure function of the sources, the weights, the seed and the step."""
+        self.seek(step)
+        return next(self)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        rows, self._cursor = self._rows(self._cursor)
+        self._step += 1
+        return make_batch([self._sources[s][r] for s, r in rows], [s for s, _ in rows])
+
+    def _rows(self, position: int) -> tuple[list[tuple[int, int]], int]:
+        """The (source, row) of a step that begins at `position` of the mix, and the position after it."""
+        rows: list[tuple[int, int]] = []
+        room = self.budget
+        while True:
+            source, row = self.mix.row_at(position)
+            room -= int(self._lengths[source][row])
+            if room < 0:
+                return rows, position
+            rows.append((source, row))
+            position += 1
