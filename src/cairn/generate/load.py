@@ -1,0 +1,92 @@
+"""A folder to an engine with the tokenizer and format that belong to it. Knows folders; references are resolved elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from cairn.chat.format import Format, load_format
+from cairn.chat.render import Renderer
+from cairn.generate.engine import Engine
+from cairn.generate.session import Session
+from cairn.model.load import load_model
+from cairn.tokenizer.load import Tokenizer
+
+
+@dataclass
+class Loaded:
+    """A model that is ready to generate. Its format is read when asked for: continuing plain text needs none."""
+
+    folder: Path
+    engine: Engine
+    tokenizer: Tokenizer
+
+    @cached_property
+    def format(self) -> Format:
+        """The chat format that lies with the model.
+
+        Raises:
+            UserError: there is none.
+        """
+        return load_format(str(self.folder))
+
+    @cached_property
+    def session(self) -> Session:
+        """Answers dialogues."""
+        return Session(self.engine, self.tokenizer, self.format)
+
+
+def load(
+    folder: Path, *, format: str | None = None, dtype: str = "float32", max_batch: int = 64, deterministic: bool = False
+) -> Loaded:
+    """Load a model folder.
+
+    Args:
+        folder: config.json, safetensors and a tokenizer.
+        format: a shipped chat format to use in place of the one that lies with the model.
+        dtype: precision of the weights, float32 or bfloat16.
+        max_batch: requests that run together at most.
+        deterministic: run every request alone.
+
+    Raises:
+        UserError: a folder without these, or with pickled weights.
+    """
+    tokenizer = Tokenizer.load(folder)
+    with _no_bars():
+        model = load_model(folder, dtype)
+    engine = Engine(
+        model, pad_id=tokenizer.pad_id or 0, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic
+    )
+    loaded = Loaded(Path(folder), engine, tokenizer)
+    if format is not None:
+        loaded.format = load_format(format)
+    return loaded
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars off the screen, where a conversation or another bar is."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def load_chat(
+    folder: Path, *, format: str | None = None, dtype: str = "float32", max_batch: int = 64, deterministic: bool = False
+) -> Loaded:
+    """Like `load`, for a model that must be able to chat: a missing format is told before the weights are read.
+
+    Raises:
+        UserError: no chat format lies with the model, or its tokenizer lacks the format's special tokens.
+    """
+    Renderer(load_format(format or str(folder)), Tokenizer.load(folder))
+    return load(folder, format=format, dtype=dtype, max_batch=max_batch, deterministic=deterministic)
