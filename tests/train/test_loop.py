@@ -1,0 +1,153 @@
+"""The loop: it learns, resumes to the same bytes, and what must change nothing changes nothing but rounding."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cairn.data.encode import document
+from cairn.errors import UserError
+from cairn.ledger.digest import file_digest
+from cairn.train import checkpoint
+from cairn.train.loop import read_metrics
+
+from .conftest import documents
+
+
+def losses(folder):
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def weights(trainer):
+    return {name: tensor.detach().clone() for name, tensor in trainer.masters.named.items()}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("objective", ["supervised", "language_model"])
+def test_it_learns(tmp_path, make_trainer, precision, kind, objective):
+    rate = 0.02 if kind == "muon" else 0.01
+    optimizer = {"kind": kind, "lr": rate, "adam_lr": 0.01}
+    trainer = make_trainer(tmp_path, steps=40, precision=precision, objective=objective, optimizer=optimizer)
+    trainer.resume()
+    trainer.run()
+    found = losses(tmp_path)
+    assert found[-1] < 0.5 * found[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, make_trainer, precision, stop):
+    settings = {"precision": precision, "checkpoints": {"every": 4, "keep": 2, "resume_seconds": 1e-9}}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    whole.resume()
+    figures = whole.run()
+    first = make_trainer(tmp_path / "cut", **settings)
+    first.resume()
+    first.run(until=stop)
+    # What a kill leaves: half a line of metrics, and half a checkpoint aside.
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 99, "lo')
+    (tmp_path / "cut" / "resume" / ".step-000099").mkdir()
+    second = make_trainer(tmp_path / "cut", **settings)
+    assert second.resume() in (stop, stop - 1)
+    assert second.run() == figures
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert checkpoint.steps_in(tmp_path / "whole" / "checkpoints") == [4, 8]
+    for step in (4, 8):
+        for name in ("weights.safetensors", "optimizer.safetensors", "place.json"):
+            path = f"checkpoints/{checkpoint.name_of(step)}/{name}"
+            assert file_digest(tmp_path / "cut" / path) == file_digest(tmp_path / "whole" / path)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(second).values(), strict=True))
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path, make_trainer):
+    """Rows with few and with many targets in one step: a mean of means would differ by far."""
+    uneven = [document([i % 50 for i in range(20)], [int(i in (3, 9)) for i in range(20)]) for _ in range(20)]
+    for name, (sequences, accumulate) in {"one": (8, 1), "two": (4, 2), "four": (2, 4)}.items():
+        trainer = make_trainer(tmp_path / name, sources=[documents(), uneven], batch_sequences=sequences, accumulate=accumulate)
+        trainer.resume()
+        trainer.run()
+    one = losses(tmp_path / "one")
+    for other in ("two", "four"):
+        np.testing.assert_allclose(losses(tmp_path / other), one, rtol=2e-4)
+
+
+def test_packed_equals_unpacked(tmp_path, make_trainer):
+    for name in ("packed", "alone"):
+        trainer = make_trainer(tmp_path / name, steps=4)
+        assert trainer.packed
+        if name == "alone":
+            trainer.packed = False
+            trainer.model.set_attn_implementation(trainer.plain_attention)
+        trainer.resume()
+        trainer.run()
+    np.testing.assert_allclose(losses(tmp_path / "packed"), losses(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_the_loss_is_that_of_plain_cross_entropy(tmp_path, make_trainer):
+    """Against transformers' own forward, one document at a time, over the masked tokens of the first step."""
+    trainer = make_trainer(tmp_path, steps=1)
+    batch = trainer.stream.batch_at(0)
+    trainer.stream.restore({"step": 0, "cursor": 0})
+    trainer.model.set_attn_implementation("eager")
+    total, count, at = 0.0, 0, 0
+    with torch.no_grad():
+        for n in batch.doc_lengths:
+            ids, mask = torch.as_tensor(batch.ids[at : at + n]), batch.mask[at : at + n]
+            logp = trainer.model(ids[None]).logits[0].log_softmax(-1)
+            for i in range(1, n):
+                if mask[i]:
+                    total, count = total - float(logp[i - 1, ids[i]]), count + 1
+            at += n
+    from cairn.model.packing import enable
+
+    enable(trainer.model)
+    line = trainer.one_step()
+    assert line["supervised_tokens"] == count
+    assert line["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_family_that_leaks_trains_one_by_one_and_says_so(tmp_path, make_trainer):
+    said = []
+    trainer = make_trainer(tmp_path, family="gemma2", steps=2)
+    assert not trainer.packed
+    trainer.progress.note = said.append
+    type(trainer).__init__(trainer, trainer.model.float(), trainer.stream, trainer.config, tmp_path, trainer.progress)
+    assert "one by one" in said[0]
+    trainer.resume()
+    trainer.run()
+    assert len(losses(tmp_path)) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path)
+    trainer.masters.named["model.norm.weight"].data.fill_(float("nan"))
+    with pytest.raises(UserError, match="loss is nan"):
+        trainer.one_step()
+
+
+def test_a_step_without_targets_stops_the_run(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, sources=[[document([1, 2, 3], [0, 0, 0])]])
+    with pytest.raises(UserError, match="no supervised token"):
+        trainer.one_step()
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path)
+    state = trainer.state()
+    bad = checkpoint.State({**state.weights, "model.norm.weight": torch.zeros(7)}, state.optimizer, state.place)
+    with pytest.raises(UserError, match=r"\(7,\)"):
+        trainer.restore(bad)
+
+
+def test_metrics_hold_no_clock(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, steps=2)
+    trainer.resume()
+    trainer.run()
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        assert set(line) == {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens"}
+    assert json.loads((tmp_path / "logs" / "speed.jsonl").read_text().splitlines()[0])["seconds"] > 0
