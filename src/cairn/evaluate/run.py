@@ -1,0 +1,183 @@
+"""Generation suites: ask every question, read the answer, score it, keep the sample. Knows no training and no particular suite.
+
+Answers are generated greedily. A sample keeps what the model was given (rendered text and ids), what it gave, and how that
+was scored: each number can be computed again from its samples alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cairn.errors import UserError
+from cairn.evaluate.extract import get_extractor
+from cairn.evaluate.result import Result, write_samples
+from cairn.evaluate.subject import Subject
+from cairn.evaluate.suite import Suite
+from cairn.score.intervals import wilson
+from cairn.score.registry import get_metric
+
+Row = dict[str, Any]
+TOO_LONG = "prompt too long"
+"""The reason of a sample that was not asked, since its prompt does not fit into the model's context; it counts as wrong."""
+
+
+def question_of(row: Row) -> tuple[list[Row], Row | None]:
+    """A dialogue without the assistant's last turns, and the first message that was taken away (what should be answered)."""
+    messages = row["messages"]
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end], messages[end] if end < len(messages) else None
+
+
+def expected_of(row: Row) -> Any:
+    """What the row expects: its meta says so, or else the assistant's turn itself (the calls that it makes, or its text).
+
+    Raises:
+        UserError: neither is there.
+    """
+    meta = row.get("meta") or {}
+    if "expected" in meta:
+        return meta["expected"]
+    answer = question_of(row)[1]
+    if answer is None:
+        remedy = "end it with the right answer, or write it to meta.expected"
+        raise UserError("the row has no expected answer", where=f"row {row.get('id', '?')}", remedy=remedy)
+    return answer.get("tool_calls") or answer.get("content") or ""
+
+
+def group_of(row: Row, suite: Suite) -> str | None:
+    """The group of a row, or None where the suite has no groups.
+
+    Raises:
+        UserError: the row does not tell its group.
+    """
+    if suite.group_by is None:
+        return None
+    value = (row.get("meta") or {}).get(suite.group_by)
+    if value is None:
+        where = f"suite '{suite.name}', row {row.get('id', '?')}, meta.{suite.group_by}"
+        remedy = "add it to the row's meta, or unset the suite's `group_by`"
+        raise UserError(f"the row does not tell its {suite.group_by}", where=where, remedy=remedy)
+    return str(value)
+
+
+def run_suite(
+    subject: Subject,
+    suite: Suite,
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    max_batch: int = 64,
+    on_progress: Callable[[int, int, int], None] | None = None,
+) -> list[Result]:
+    """Examine a model: one result a group, and the samples in `folder/samples/<suite>.jsonl`.
+
+    Args:
+        subject: the model.
+        suite: how it is asked and scored.
+        rows: checked dialogue rows.
+        folder: where the samples go.
+        max_batch: questions answered together at most.
+        on_progress: called with (finished questions, all questions, generated tokens).
+
+    Raises:
+        UserError: no rows, or a row that is no dialogue or does not tell its group or answer.
+    """
+    if not rows:
+        raise UserError(f"the suite '{suite.name}' has no questions", remedy="check its data files and its limit")
+    for row in rows:  # all of them before the first question: a bad last row must not cost the whole evaluation
+        if "messages" not in row:
+            where = f"suite '{suite.name}', row {row.get('id', '?')}"
+            raise UserError("a suite asks dialogues, this row is none", where=where, remedy="give messages")
+        suite.metric_of(group_of(row, suite))
+        expected_of(row)
+    samples = _ask(subject, suite, rows, max_batch, on_progress)
+    path, digest = write_samples(folder, suite.name, samples)
+    return summarise(suite, samples, path, digest)
+
+
+def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> list[Result]:
+    """The results of scored samples: one a group, in the order in which the groups first appear."""
+    scores: dict[str | None, list[float]] = {}
+    for sample in samples:
+        scores.setdefault(sample["skill"], []).append(sample["score"])
+    results = []
+    for group, found in scores.items():
+        total = math.fsum(found)
+        low, high = wilson(total, len(found))
+        name = suite.metric_of(group)
+        results.append(
+            Result(
+                suite=suite.name if group is None else f"{suite.name}/{group}",
+                metric=name,
+                right=get_metric(name).right,
+                n=len(found),
+                value=total / len(found),
+                low=low,
+                high=high,
+                samples=path,
+                samples_sha256=digest,
+                detail={"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens},
+            )
+        )
+    return results
+
+
+def _ask(
+    subject: Subject, suite: Suite, rows: Sequence[Row], max_batch: int, on_progress: Callable[[int, int, int], None] | None
+) -> list[Row]:
+    from cairn.generate.engine import Engine, Request
+    from cairn.generate.sampling import Sampling
+
+    renderer, tokenizer = subject.renderer, subject.tokenizer
+    engine = Engine(subject.model, pad_id=tokenizer.pad_id or 0, max_batch=max_batch, vocab_size=tokenizer.vocab_size)
+    sampling = Sampling.model_validate({"max_new_tokens": suite.max_new_tokens})
+    rendered = []
+    for row in rows:
+        tools, attributes = row.get("tools"), row.get("attributes")
+        rendered.append(renderer.render(question_of(row)[0], tools=tools, attributes=attributes, add_generation_prompt=True))
+    context = subject.context
+    asked = [i for i, prompt in enumerate(rendered) if context is None or len(prompt.ids) <= context]
+    stop_ids = frozenset(renderer.stop_ids)
+    requests = [Request(ids=rendered[i].ids, sampling=sampling, stop_ids=stop_ids, index=i) for i in asked]
+    report = (lambda done, tokens: on_progress(done, len(asked), tokens)) if on_progress else None
+    completions = dict(zip(asked, engine.generate(requests, on_progress=report), strict=True))
+    samples = []
+    for i, (row, prompt) in enumerate(zip(rows, rendered, strict=True)):
+        completion = completions.get(i)
+        ids, reason = ([], TOO_LONG) if completion is None else (completion.ids, completion.reason)
+        samples.append(score_sample(subject, suite, row, ids, reason) | {"prompt": prompt.text, "prompt_ids": list(prompt.ids)})
+    return [{key: sample[key] for key in _SAMPLE_KEYS} for sample in samples]
+
+
+_SAMPLE_KEYS = (
+    "id", "skill", "question", "prompt", "prompt_ids", "answer", "answer_ids", "reason", "message",
+    "expected", "metric", "correct", "score",
+)  # fmt: skip
+
+
+def score_sample(subject: Subject, suite: Suite, row: Row, answer_ids: list[int], reason: str) -> Row:
+    """Read and score one answer."""
+    from cairn.chat.parse import parse_answer
+
+    group = group_of(row, suite)
+    metric = suite.metric_of(group)
+    message = parse_answer(subject.format, subject.tokenizer, answer_ids)
+    expected = expected_of(row)
+    score = get_metric(metric).score(expected, get_extractor(suite.extractor)(message), row.get("meta") or {})
+    if not 0 <= score <= 1:
+        raise RuntimeError(f"the metric '{metric}' gave {score}, which is no score in [0, 1]")
+    return {
+        "id": row.get("id"), "skill": group, "question": _last_words(row), "answer": subject.tokenizer.decode(answer_ids),
+        "answer_ids": list(answer_ids), "reason": reason, "message": message,
+        "expected": expected, "metric": metric, "correct": score == 1.0, "score": score,
+    }  # fmt: skip
+
+
+def _last_words(row: Row) -> str:
+    """What the user said last, for people who read the samples."""
+    return next((m["content"] for m in reversed(question_of(row)[0]) if m["role"] == "user" and isinstance(m.get("content"), str)), "")

@@ -1,0 +1,258 @@
+"""The model card: `README.md` with Hugging Face's metadata. Knows a release's material; loads no model and asks no clock.
+
+Every number is read from a record or from a file that a record names. Two builds of one recipe give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cairn.data.stats import mix_markdown
+from cairn.ledger.store import Artifact
+from cairn.report.lineage import ancestry, tree_text
+from cairn.report.release import CURVE, EVALUATIONS, LINEAGE, Material
+from cairn.report.tables import evidence_table, is_share, likelihood_table, markdown_table, results_table
+
+_TYPES = {"exact": "exact_match", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+"""Hugging Face's names of metrics; every other one is a share of right answers, which it calls accuracy."""
+
+
+_CHECKS = ("disjoint", "overlap")
+"""The metrics under which stages record how they kept training and test apart: `corpus` refuses a shared question, `data` removes it."""
+
+
+def card_text(material: Material) -> str:
+    """The card, metadata first."""
+    sections = [
+        _head(material),
+        _use(material),
+        _results(material),
+        _overlap(material),
+        _notes(material),
+        _mix(material),
+        _training(material),
+        _lineage(material),
+        _environment(material),
+        _check(material),
+    ]
+    body = "\n".join(section for section in sections if section)
+    return f"---\n{metadata_text(material)}---\n\n{body}"
+
+
+def metadata_text(material: Material) -> str:
+    """The YAML block on top, without its fences."""
+    info = material.info
+    value: dict[str, Any] = {
+        "license": info.license,
+        "language": list(info.languages),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": list(dict.fromkeys(["cairn", "conversational", *info.tags])),
+        "model-index": [{"name": material.title, "results": list(_index(material))}],
+    }
+    if not info.languages:
+        del value["language"]
+    if not value["model-index"][0]["results"]:
+        del value["model-index"]
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _index(material: Material) -> Iterator[dict[str, Any]]:
+    for evaluation in material.evaluations:
+        for row in evaluation.results["rows"]:
+            suite = row["suite"]
+            yield {
+                "task": {"type": "text-generation", "name": "Text generation"},
+                "dataset": {"type": suite.split("/")[0], "name": suite, "split": "test"},
+                "metrics": [{"type": _TYPES.get(row["metric"], "accuracy"), "value": round(row["value"], 6), "name": row["metric"]}],
+            }
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"## {title}\n\n" + "\n".join(part.rstrip("\n") + "\n" for part in parts if part)
+
+
+def _head(material: Material) -> str:
+    config = json.loads(material.model.path("model/config.json").read_text(encoding="utf-8"))
+    parameters = material.model.record.metrics.get("parameters")
+    facts = [
+        ("Parameters", f"{parameters:,}" if parameters else ""),
+        ("Architecture", f"{config.get('model_type', '')} ({', '.join(config.get('architectures') or [])})"),
+        ("Layers, width", f"{config.get('num_hidden_layers', '?')}, {config.get('hidden_size', '?')}"),
+        ("Vocabulary", f"{config['vocab_size']:,}" if "vocab_size" in config else ""),
+        ("Context", f"{config['max_position_embeddings']:,} tokens" if "max_position_embeddings" in config else ""),
+        ("Chat format", _format_name(material.model)),
+        ("Weights", str(config.get("dtype") or config.get("torch_dtype") or "")),
+        ("Digest of the artifact", f"`{material.model.record.digest}`"),
+    ]
+    table = markdown_table(["", ""], [fact for fact in facts if fact[1]])
+    summary = material.info.summary.strip()
+    return f"# {material.title}\n\n" + (f"{summary}\n\n" if summary else "") + table
+
+
+def _format_name(model: Artifact) -> str:
+    path = model.path("model/chat_format.yaml")
+    if not path.is_file():
+        return ""
+    return f"`{yaml.safe_load(path.read_text(encoding='utf-8')).get('name', '')}` (template in `tokenizer_config.json`)"
+
+
+def _use(material: Material) -> str:
+    code = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "Who are you?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```"""
+    tools = f"Or in a terminal, with function calls and several turns: `cairn chat {material.ref}` (or the path of this folder)."
+    warning = (
+        "`apply_chat_template` gives the ids that training used, with one exception. Text that looks like one of the special tokens "
+        "(somebody types `<|endoftext|>`, say) stays text only in Cairn's renderer; Hugging Face's tokenizer makes the real token of it, "
+        "with which a user can forge a turn. Where strangers write the messages, serve the model through Cairn, or remove such text first."
+    )
+    return _section("Use", code, tools, warning)
+
+
+def _results(material: Material) -> str:
+    if not material.evaluations:
+        return ""
+    parts = []
+    for evaluation in material.evaluations:
+        rows = evaluation.results["rows"]
+        shares = [row for row in rows if is_share(row["metric"])]
+        others = [row for row in rows if not is_share(row["metric"])]
+        if len(material.evaluations) > 1:
+            parts.append(f"### `{evaluation.name}` (model: `{', '.join(evaluation.results['models'])}`)\n")
+        if shares:
+            limits = sorted({f"{row['detail']['max_new_tokens']} tokens" for row in shares if "max_new_tokens" in row["detail"]})
+            extractors = sorted({row["detail"]["extractor"] for row in shares if "extractor" in row["detail"]})
+            how = f"Answers are generated greedily, at most {' or '.join(limits)} each" if limits else "Answers are generated greedily"
+            how += f"; extractor: {', '.join(extractors)}." if extractors else "."
+            parts += [f"{how} Intervals are Wilson's, 95 %.\n", results_table(shares)]
+        if others:
+            text = "Perplexity is over supervised tokens and depends on the tokenizer; bits per byte does not."
+            parts += [f"{text} The 95 % intervals take documents as the units.\n", likelihood_table(others)]
+    evidence: dict[str, str] = {}
+    for evaluation in material.evaluations:
+        evidence |= evaluation.samples()
+    parts.append(
+        "Evidence: every question as the model got it (text and ids), every answer, what was expected and its score. "
+        f"Each number above is the mean over its group in these files; they lie in `{EVALUATIONS}/`.\n"
+    )
+    return _section("Results", *parts, evidence_table(evidence))
+
+
+def _overlap(material: Material) -> str:
+    checks = []
+    for artifact in ancestry(material.roots(), material.store):
+        for name in _CHECKS:
+            found = artifact.record.metrics.get(name)
+            if isinstance(found, dict):
+                checks.append((artifact, found))
+    if not checks:
+        return _section("Training and test", "No record says whether training and test rows share a question: nothing was checked.")
+    lines = []
+    for artifact, found in checks:
+        figures = ", ".join(f"{name.replace('_', ' ')}: {_count(value) or value}" for name, value in found.items())
+        lines.append(f"- `{artifact.record.name}` (digest `{artifact.record.digest[:16]}`): {figures}\n")
+    intro = "When the rows were made, the held-out questions were looked up among all that is trained on. What the records say of it:\n"
+    return _section("Training and test", intro, *lines)
+
+
+def _notes(material: Material) -> str:
+    info = material.info
+    parts = [_section("Good to know", *(f"{note.strip()}\n" for note in info.notes))] if info.notes else []
+    if info.limits:
+        parts.append(_section("Limits", *(f"- {' '.join(limit.split())}" for limit in info.limits)))
+    return "\n".join(parts)
+
+
+def _mix(material: Material) -> str:
+    parts = []
+    for training in material.trainings():
+        path = training.path("mix.json")
+        if path.is_file():
+            parts.append(f"Learnt in `{training.record.name}`:\n\n{mix_markdown(json.loads(path.read_text(encoding='utf-8')))}")
+    if not parts:
+        return ""
+    meaning = (
+        "#Q and #R are user and assistant turns a dialogue; lengths are in tokens of this model's tokenizer. Counted over the rows once: "
+        "how often a row is drawn follows from the weights and the number of steps."
+    )
+    return _section("Data", *parts, meaning)
+
+
+def _training(material: Material) -> str:
+    trainings = material.trainings()
+    if not trainings:
+        return ""
+    cells = []
+    for training in trainings:
+        config, metrics = training.record.config, training.record.metrics
+        optimizer, schedule = config.get("optimizer") or {}, config.get("schedule") or {}
+        cells.append([
+            f"`{training.record.name}`", config.get("objective", ""), _count(metrics.get("steps")), _count(metrics.get("tokens")),
+            _count(metrics.get("supervised_tokens")), f"{optimizer.get('kind', '')}, {optimizer.get('lr', '')}", schedule.get("kind", ""),
+            config.get("precision", ""), _loss(metrics.get("mean_loss_last_5_percent")),
+        ])  # fmt: skip
+    header = ["Stage", "Objective", "Steps", "Tokens", "Supervised", "Optimiser, rate", "Schedule", "Precision", "Loss, last 5 %"]
+    table = markdown_table(header, cells, right=(2, 3, 4, 8))
+    return _section("Training", table, f"![Loss by step]({CURVE})\n", f"Every setting stands in [`{LINEAGE}`]({LINEAGE}).")
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else ""
+
+
+def _loss(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""
+
+
+def _lineage(material: Material) -> str:
+    tree = tree_text(material.roots(), material.store)
+    meaning = "A key is the digest of what an artifact depends on (kind, configuration, inputs, code, seed); a digest, of what it holds."
+    return _section("Lineage", f"```\n{tree}```\n", f"{meaning} In full: [`{LINEAGE}`]({LINEAGE}).")
+
+
+def _environment(material: Material) -> str:
+    environment = material.model.record.environment
+    cells = []
+    for name, value in sorted(environment.items()):
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in sorted(value.items()))
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if value not in ("", None):
+            cells.append((name.replace("_", " "), value))
+    return _section("Environment", markdown_table(["", "of the last training"], cells)) if cells else ""
+
+
+def _check(material: Material) -> str:
+    make = _portable(material.command) or (f"cairn run {material.recipe}" if material.recipe else "")
+    lines = [f"{make:<48}# makes every artifact above, from nothing"] if make else []
+    lines.append(f"{f'cairn verify {material.ref}':<48}# hashes the model's files against their record")
+    lines.append(f"{f'cairn verify {material.ref} --replay':<48}# trains it again and compares every byte")
+    for evaluation in material.evaluations:
+        ref = f"{material.recipe}/{evaluation.name}" if material.recipe else evaluation.artifact.key[:12]
+        lines.append(f"{f'cairn verify {ref} --replay':<48}# answers every question again")
+    note = "Equal bytes are promised for the environment above; elsewhere a replay says what differs."
+    return _section("Make it again, and check it", "```sh\n" + "\n".join(lines) + "\n```\n", note)
+
+
+def _portable(command: str) -> str:
+    """The command with its recipe's file without its folder, which differs on every machine and would change the card's bytes."""
+    words = shlex.split(command)
+    if len(words) > 2 and words[2].endswith((".yaml", ".yml")):
+        words[2] = Path(words[2]).name
+    return shlex.join(words)

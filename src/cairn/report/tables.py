@@ -1,0 +1,64 @@
+"""Tables of a card in Markdown, and how a number is shown. Knows results as JSON-like values; nothing of what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+NO_SHARES = frozenset({"perplexity", "bits_per_byte"})
+"""Metrics that are no share of right answers: no percent sign, no bar."""
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of right answers, between 0 and 1."""
+    return metric not in NO_SHARES
+
+
+def show_value(metric: str, value: float) -> str:
+    """A value for people."""
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.3f}"
+
+
+def show_interval(metric: str, low: float, high: float) -> str:
+    """A 95 % interval for people."""
+    return f"{100 * low:.1f} to {100 * high:.1f} %" if is_share(metric) else f"{low:.3f} to {high:.3f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[int] = ()) -> str:
+    """A Markdown table.
+
+    Args:
+        header: the columns' names.
+        rows: cells, as text or numbers; a vertical bar or line end in one does not break the table.
+        right: numbers of the columns that are set to the right.
+    """
+    lines = [_line(header), _line(["---:" if i in right else "---" for i in range(len(header))])]
+    return "\n".join(lines + [_line(row) for row in rows]) + "\n"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def results_table(rows: Iterable[dict[str, Any]]) -> str:
+    """The table of scores: what was asked, how often, the share of right answers with its interval."""
+    cells = []
+    for r in rows:
+        value, interval = show_value(r["metric"], r["value"]), show_interval(r["metric"], r["low"], r["high"])
+        cells.append((r["suite"], f"`{r['metric']}`: {r['right']}", f"{r['n']:,}", value, interval))
+    return markdown_table(["Suite", "Metric", "n", "Score", "95 % interval"], cells, right=(2, 3, 4))
+
+
+def likelihood_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Perplexity and bits per byte of each held-out set."""
+    cells = []
+    for r in rows:
+        size = f"{r['detail'].get('tokens', 0):,} tokens, {r['detail'].get('bytes', 0):,} bytes"
+        value, interval = show_value(r["metric"], r["value"]), show_interval(r["metric"], r["low"], r["high"])
+        cells.append((r["suite"], r["metric"].replace("_", " "), f"{r['n']:,}", size, value, interval))
+    return markdown_table(["Held-out rows", "Metric", "Documents", "Size", "Value", "95 % interval"], cells, right=(2, 3, 4, 5))
+
+
+def evidence_table(files: dict[str, str]) -> str:
+    """The files of samples with their digests."""
+    return markdown_table(["Samples", "SHA-256"], [(f"[`{path}`]({path})", f"`{digest}`") for path, digest in files.items()])

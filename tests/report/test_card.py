@@ -1,0 +1,199 @@
+"""The card, out of hand-made records."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from cairn.errors import UserError
+from cairn.ledger.digest import file_digest, folder_digest
+from cairn.ledger.store import Artifact, write_atomically
+from cairn.report.card import card_text
+from cairn.report.release import CardInfo, Material, read_evaluation, write_release
+
+INFO = CardInfo(
+    title="Pebble",
+    license="apache-2.0",
+    languages=["en", "ko"],
+    summary="A small model.",
+    notes=["Numbers are written digit by digit."],
+    limits=["It knows little."],
+    tags=["tiny"],
+)
+
+
+@pytest.fixture
+def material(small: dict[str, Artifact], put: Any) -> Material:
+    return Material(
+        model=small["chat"],
+        store=put.store,
+        info=INFO,
+        evaluations=[read_evaluation(small["scores"])],
+        data=small["corpus"],
+        recipe="small",
+        command="cairn run small --set a=1",
+    )
+
+
+def section(card: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)
+    assert found, f"no section '{title}'"
+    return found[1]
+
+
+def test_hugging_face_reads_the_metadata(material: Material) -> None:
+    card = ModelCard(card_text(material))
+    data = card.data
+    assert (data.license, data.language) == ("apache-2.0", ["en", "ko"])
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert data.tags == ["cairn", "conversational", "tiny"]
+    assert data.model_name == "Pebble"
+    results = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results}
+    assert results == {("pebble/facts", "exact_match"): 0.975, ("held-out", "perplexity"): 12.3456}
+
+
+def test_metadata_without_results_or_languages(small: dict[str, Artifact], put: Any) -> None:
+    card = ModelCard(card_text(Material(model=small["chat"], store=put.store)))
+    assert card.data.eval_results is None
+    assert card.data.language is None
+    assert card.data.license == "other"
+
+
+def test_mix_table_of_every_training(material: Material) -> None:
+    data = section(card_text(material), "Data")
+    assert data.count("| Subset | #Tokens | Avg. #Q | Avg. Query Len | Avg. #R | Avg. Reply Len |") == 2
+    assert "| books | 1,200 | not instruction data |" in data
+    assert "| chats | 340 | 1.50 | 7.25 | 1.50 | 9.00 |" in data
+    assert "| **Total** | **1,540** |" in data
+
+
+def test_results_stand_with_their_evidence(material: Material, small: dict[str, Artifact]) -> None:
+    results = section(card_text(material), "Results")
+    assert "| pebble/facts | `exact`: it is the expected one | 200 | 97.5 % | 94.3 to 98.9 % |" in results
+    assert "| held-out | perplexity | 20 | 4,000 tokens, 16,000 bytes | 12.346 | 11.000 to 14.000 |" in results
+    assert file_digest(small["scores"].path("samples/pebble.jsonl")) in results
+    assert "message v1" in results
+
+
+def test_lineage_overlap_environment_and_commands(material: Material, small: dict[str, Artifact]) -> None:
+    card = card_text(material)
+    lineage = section(card, "Lineage")
+    for artifact in small.values():
+        assert artifact.key[:16] in lineage
+        assert artifact.record.digest[:16] in lineage
+    assert "train texts: 1,234" in section(card, "Training and test")
+    assert "shared: 0" in section(card, "Training and test")
+    assert "| cpu | A CPU \\| of 2 cores |" in section(card, "Environment")
+    commands = section(card, "Make it again, and check it")
+    for command in ("cairn run small --set a=1", "cairn verify small/chat --replay", "cairn verify small/scores --replay"):
+        assert command in commands
+    assert "Numbers are written digit by digit." in section(card, "Good to know")
+    assert "It knows little." in section(card, "Limits")
+    assert "stays text only in Cairn's renderer" in section(card, "Use")
+    assert "| `chat` | supervised | 30 | 1,920 | 700 | muon, 0.02 | wsd | float32 | 0.2500 |" in section(card, "Training")
+
+
+def test_where_the_recipe_lay_does_not_change_the_card(material: Material) -> None:
+    texts = {card_text(replace(material, command=f"cairn run {folder}/mine.yaml --set a=1")) for folder in ("/home/one", "other", ".")}
+    assert len(texts) == 1
+    assert "cairn run mine.yaml --set a=1" in texts.pop()
+
+
+def test_overlap_that_a_data_stage_removed_is_told(small: dict[str, Artifact], put: Any) -> None:
+    rows = put("rows", "data", {"a.train.jsonl": "{}\n"}, metrics={"overlap": {"removed_from_train": 7, "questions_on_both_sides": 0}})
+    card = card_text(Material(model=small["chat"], store=put.store, data=rows))
+    assert "`rows`" in section(card, "Training and test")
+    assert "removed from train: 7" in section(card, "Training and test")
+
+
+def test_unchecked_overlap_is_admitted(small: dict[str, Artifact], put: Any) -> None:
+    alone = put("lonely", "train", {"model/config.json": {"model_type": "llama"}})
+    assert "nothing was checked" in section(card_text(Material(model=alone, store=put.store)), "Training and test")
+
+
+def test_the_usage_snippet_is_python(material: Material) -> None:
+    snippet = re.search(r"```python\n(.*?)```", card_text(material), re.DOTALL)
+    assert snippet
+    compile(snippet[1], "snippet", "exec")
+
+
+def test_release_holds_model_card_curve_evidence_and_lineage(material: Material, tmp_path: Path, small: dict[str, Artifact]) -> None:
+    out = tmp_path / "release"
+    out.mkdir()
+    figures = write_release(out, material)
+    assert figures == {"model_files": 3, "results": 2, "artifacts": 4}
+    for name in ("config.json", "model.safetensors", "chat_format.yaml"):
+        assert (out / name).read_bytes() == small["chat"].path(f"model/{name}").read_bytes()
+    card = (out / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", card):
+        assert (out / link).is_file(), f"the card links to {link}"
+    assert (out / "training-curve.png").read_bytes().startswith(b"\x89PNG")
+    lineage = json.loads((out / "lineage.json").read_text())
+    assert [record["name"] for record in lineage] == ["corpus", "base", "chat", "scores"]
+
+
+def test_no_clock_and_no_path_reaches_a_release(material: Material, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write_release(tmp_path / "a", material)
+    for path in (tmp_path / "a").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"2001-02-03" not in content, path
+            assert b"77.7" not in content, path
+            assert str(tmp_path).encode() not in content, path
+
+
+def test_written_twice_gives_the_same_bytes(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, link in (("a", True), ("b", False)):
+        (tmp_path / name).mkdir()
+        write_release(tmp_path / name, material, link=link)
+        # Another day, another style of pictures.
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", "12345")
+        import matplotlib as mpl
+
+        monkeypatch.setitem(mpl.rcParams, "axes.facecolor", "black")
+    assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "b")
+
+
+def test_results_that_name_other_samples_are_refused(small: dict[str, Artifact]) -> None:
+    scores = small["scores"]
+    results = json.loads(scores.path("results.json").read_text())
+    results["rows"][0]["samples_sha256"] = "0" * 64
+    write_atomically(scores.path("results.json"), json.dumps(results))
+    with pytest.raises(UserError, match="another digest"):
+        read_evaluation(scores)
+
+
+def test_what_is_no_evaluation_or_no_model(small: dict[str, Artifact], put: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no results"):
+        read_evaluation(small["corpus"])
+    with pytest.raises(UserError, match="no model"):
+        write_release(tmp_path, Material(model=small["corpus"], store=put.store))
+
+
+def test_without_the_drawing_library(material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cairn.report.plot.can_plot", lambda: False)
+    with pytest.raises(UserError, match="matplotlib is not installed") as error:
+        write_release(tmp_path, material)
+    assert "cairn-llm[plot]" in error.value.remedy
+
+
+def test_report_knows_no_torch() -> None:
+    code = "import sys, cairn.report.card, cairn.report.plot; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_metadata_is_the_first_thing_in_the_file(material: Material) -> None:
+    card = card_text(material)
+    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "Pebble"
