@@ -1,0 +1,125 @@
+"""Examine models outside of a recipe: one suite, one or more models, side by side. Knows the store and `evaluate/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cairn.errors import UserError
+from cairn.evaluate.result import Result, side_by_side
+from cairn.evaluate.suite import Suite, load_suite
+from cairn.ledger.progress import Progress, Silent
+from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.resolve import locate, model_folder, resolve
+from cairn.pipeline.stages.evaluate import read_questions
+from cairn.score.intervals import paired_difference
+
+LIKELIHOOD = "likelihood"
+"""The name that asks for perplexity and bits per byte instead of a suite of questions."""
+
+
+def examine(
+    refs: Sequence[str],
+    suite_name: str,
+    store: Store,
+    folder: Path,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    progress: Callable[[str], Progress] = lambda title: Silent(),
+) -> dict[str, Any]:
+    """Ask every model the same questions.
+
+    Args:
+        refs: the models.
+        suite_name: a built-in suite, the path of one, or `likelihood`.
+        store: where artifacts are looked up.
+        folder: where each model's samples go, in a folder of its number.
+        data: a file of rows, or a folder or artifact with the suite's files; None: what the models were made from.
+        limit: at most this many rows of each file.
+        progress: makes the display of a model's progress out of its name.
+
+    Returns:
+        `{"models", "rows", "differences"}`: rows as `cairn eval --json` prints them, and per suite how each model after the first
+        differs from the first, as (difference, low, high).
+
+    Raises:
+        UserError: an unknown model or suite, or no data for it.
+    """
+    from cairn.evaluate.subject import deterministic
+    from cairn.ledger.environment import threads
+
+    folders = [model_folder(ref, store) for ref in refs]
+    suite = None if suite_name == LIKELIHOOD else load_suite(suite_name)
+    name, rows = _rows(suite, refs, store, data, limit)
+    deterministic(threads())
+    results: list[list[Result]] = []
+    for number, (ref, place) in enumerate(zip(refs, folders, strict=True)):
+        display = progress(ref)
+        try:
+            results.append(_one(suite, name, rows, place, folder / str(number), display))
+        finally:
+            display.close()
+    table = side_by_side(results)
+    differences = _differences(folder, results) if suite is not None and len(refs) > 1 else {}
+    return {"models": list(refs), "rows": table, "differences": differences}
+
+
+def _one(suite: Suite | None, name: str, rows: list[dict[str, Any]], model: Path, out: Path, display: Progress) -> list[Result]:
+    from cairn.evaluate.likelihood import read_likelihood
+    from cairn.evaluate.run import run_suite
+    from cairn.evaluate.subject import load_subject
+
+    subject = load_subject(model)
+    if suite is None:
+        display.start(None, f"tokens of {name}")
+        return read_likelihood(subject, name, rows, out, on_progress=lambda done, total: display.update(done))
+    display.start(len(rows), f"questions of {name}")
+    return run_suite(subject, suite, rows, out, on_progress=lambda done, total, tokens: display.update(done, tokens=tokens))
+
+
+def _rows(suite: Suite | None, refs: Sequence[str], store: Store, data: str | None, limit: int | None) -> tuple[str, list[dict[str, Any]]]:
+    """The rows' name and the rows."""
+    from cairn.data.readers import read_rows
+
+    file = Path(data).expanduser() if data is not None else None
+    if file is not None and file.is_file():
+        reader = suite.reader if suite else "auto"
+        return (suite.name if suite else file.stem), list(islice(read_rows(file, reader), limit))
+    if suite is None:
+        raise UserError("likelihood is measured on rows of your own", where="--data", remedy="name a file of rows: --data FILE")
+    if not suite.data:
+        raise UserError(f"the suite '{suite.name}' names no data files", where="--data", remedy="name a file of rows: --data FILE")
+    place = locate(data, store) if data is not None else _found(suite, refs, store)
+    shorter = suite if limit is None else suite.model_copy(update={"limit": min(limit, suite.limit or limit)})
+    return suite.name, read_questions(shorter, place)
+
+
+def _found(suite: Suite, refs: Sequence[str], store: Store) -> Path:
+    """The folder of the artifact, among what the models were made from, that holds the suite's files."""
+    for ref in refs:
+        found = resolve(ref, store)
+        if not isinstance(found, Artifact):
+            continue
+        for ancestor in reversed(store.lineage(found)):
+            if all(name in ancestor.record.outputs for name in suite.data):
+                return ancestor.folder
+    remedy = "name the artifact or folder that holds them: --data recipe/stage"
+    what = f"none of the models was made from an artifact with the questions of '{suite.name}'"
+    raise UserError(what, where=", ".join(refs), remedy=remedy)
+
+
+def _differences(folder: Path, results: list[list[Result]]) -> dict[str, list[tuple[float, float, float]]]:
+    """For each row of the table, how each model after the first differs from it."""
+    scores: list[dict[str, list[float]]] = []
+    for number, of_model in enumerate(results):
+        found: dict[str, list[float]] = {}
+        for line in (folder / str(number) / of_model[0].samples).read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            found.setdefault(sample["skill"] or "", []).append(sample["score"])
+        scores.append(found)
+    names = {group: result.suite for group, result in zip(scores[0], results[0], strict=True)}
+    return {name: [paired_difference(scores[0][group], other[group]) for other in scores[1:]] for group, name in names.items()}

@@ -1,0 +1,68 @@
+"""What a run of a recipe would do and cost. Runs nothing and writes nothing but the memory of file digests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.keys import Node, nodes
+from cairn.pipeline.recipe import Recipe
+from cairn.pipeline.stage import Estimate, PlannedInputs
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan."""
+
+    node: Node
+    artifact: Artifact | None
+    """The stage's artifact if it is in the store."""
+    begun: bool
+    """Whether a draft of an earlier run waits to be resumed."""
+    estimate: Estimate
+    """What it will cost; of a stage in the store, what it did cost as far as the record says."""
+
+    @property
+    def status(self) -> str:
+        """"in store" or "to run"."""
+        return "in store" if self.artifact else "to run"
+
+    def json(self) -> dict[str, Any]:
+        """The step as JSON-like values."""
+        spec = self.node.spec
+        head = {"name": spec.name, "kind": spec.stage.kind, "key": self.node.key, "status": self.status, "begun": self.begun}
+        return {**head, **asdict(self.estimate)}
+
+
+def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:
+    """The steps of a recipe in the order in which they run.
+
+    Raises:
+        UserError: as `nodes`, and for a damaged artifact.
+    """
+    present: dict[str, Artifact | None] = {}
+    estimates: dict[str, Estimate] = {}
+    steps = []
+    for node in nodes(recipe, store, until):
+        artifact = present[node.name] = store.get(node.key)
+        begun = artifact is None and any((store.drafts / node.key).glob("*"))
+        before = {name: present[name] for name in node.inputs}
+        inputs = PlannedInputs(before, {n: recipe.stages[n].config for n in before}, {n: estimates[n] for n in before})
+        estimate = _recorded(artifact) if artifact else node.spec.stage.estimate(node.spec.config, inputs) or Estimate()
+        estimates[node.name] = estimate
+        steps.append(Step(node, artifact, begun, estimate))
+    return steps
+
+
+def _recorded(artifact: Artifact) -> Estimate:
+    """What a finished stage did cost, out of its record: nothing is loaded, so that a run with nothing to do ends at once."""
+    record = artifact.record
+    size = sum(o.bytes for o in record.outputs.values()) + sum(o.bytes for o in record.logs.values())
+    figures = {name: record.metrics.get(name) for name in ("parameters", "tokens", "flops")}
+    return Estimate(**figures, disk_bytes=size, seconds=record.times.get("seconds"))
+
+
+def needed_bytes(steps: list[Step]) -> int:
+    """Disk that the steps still to run will take, as far as they can tell."""
+    return sum(step.estimate.disk_bytes or 0 for step in steps if step.artifact is None)

@@ -1,0 +1,146 @@
+"""What a stage is, and how its kind is found. Knows the ledger; knows no stage of its own.
+
+A stage kind is one file in `stages/`, named like the kind, with a class under `@register`. It is imported when a
+recipe asks for its kind and not before, so its own imports stay light and what is heavy is imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from cairn.config import Config
+from cairn.errors import UserError, did_you_mean
+from cairn.ledger.progress import Progress, Silent
+from cairn.ledger.refs import InputPath, StageRef
+from cairn.ledger.store import Artifact, Store
+
+
+@dataclass(kw_only=True)
+class Context:
+    """All that a stage is given to run with."""
+
+    config: Any
+    """The stage's configuration, an instance of its `config` class."""
+    seed: int
+    """The recipe's seed; derive streams from it by name with `cairn.ledger.seeds`."""
+    inputs: Mapping[str, Artifact]
+    """The artifacts that the configuration refers to, by the name of their stage."""
+    draft: Path
+    """Folder to write into. It survives a kill: resume from what lies there."""
+    store: Store
+    """The store, to look up the lineage of an input. Read nothing else from it, or the key says too little."""
+    progress: Progress = field(default_factory=Silent)
+    """Where to tell how far the work is."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Facts that the stage adds to the recorded environment, such as the device."""
+    name: str = ""
+    """The stage's name in the recipe."""
+    recipe: str = ""
+    """The recipe's name."""
+    command: str = ""
+    """The command that runs the recipe, to be shown to readers."""
+    recorded: Artifact | None = None
+    """In a replay, the artifact that is checked."""
+
+    def place(self, source: Any) -> Path:
+        """Where a source's rows lie: the user's file (`path`), or a file of the stage that wrote them (`stage`, `file`)."""
+        return self.inputs[source.stage].path(str(source.file)) if source.stage is not None else Path(str(source.path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a stage will cost, as far as it can tell; None is unknown."""
+
+    parameters: int | None = None
+    """Parameters of the model it trains or runs."""
+    tokens: int | None = None
+    """Tokens it processes."""
+    flops: float | None = None
+    """Floating-point operations."""
+    disk_bytes: int | None = None
+    """Largest size of its draft."""
+    seconds: float | None = None
+    """Time on this machine."""
+
+
+class PlannedInputs(dict[str, "Artifact | None"]):
+    """A stage's inputs in a plan, by name: the artifact, or None where it is not in the store yet.
+
+    What is not there yet can be told from the stage that will make it: its configuration and its own estimate.
+    """
+
+    def __init__(
+        self, artifacts: Mapping[str, Artifact | None], configs: Mapping[str, Any], estimates: Mapping[str, Estimate]
+    ) -> None:
+        super().__init__(artifacts)
+        self.configs = dict(configs)
+        self.estimates = dict(estimates)
+
+
+class Stage:
+    """A step of a recipe: a configuration class and `run`."""
+
+    kind: ClassVar[str]
+    """Its name in recipes: the name of its file."""
+    config: ClassVar[type[Config]]
+    """Its configuration class."""
+    code: ClassVar[str | tuple[str, ...]] = ()
+    """Modules whose code shapes the outputs, beside what the stage's own module imports."""
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """Write the outputs into `context.draft` and give the metrics, which depend on inputs and seed alone."""
+        raise NotImplementedError
+
+    def estimate(self, config: Any, inputs: PlannedInputs) -> Estimate | None:
+        """What a run would cost. Must not take long."""
+        return None
+
+    def summarize(self, artifact: Artifact) -> Any:
+        """What to show of a finished artifact at the end of a run: a rich renderable, text or None."""
+        return None
+
+    def replay_interval(self, context: Context, first: int, last: int) -> list[dict[str, str]]:
+        """Run again from one checkpoint of `context.recorded` to a later one; give every difference as {path, why}."""
+        raise UserError(f"a stage of kind '{self.kind}' has no intervals to replay", remedy="replay it whole: --replay without --interval")
+
+
+S = TypeVar("S", bound=type[Stage])
+
+_FOLDER = Path(__file__).parent / "stages"
+_KINDS: dict[str, Stage] = {}
+
+
+def register(cls: S) -> S:
+    """Make a stage class known by its kind. A decorator."""
+    _KINDS[cls.kind] = cls()
+    return cls
+
+
+def unregister(kind: str) -> None:
+    """Forget a kind that was registered from elsewhere."""
+    _KINDS.pop(kind, None)
+
+
+def kinds() -> list[str]:
+    """All known kinds, found by their files' names and without importing them."""
+    return sorted({p.stem for p in _FOLDER.glob("*.py") if not p.stem.startswith("_")} | set(_KINDS))
+
+
+def find_stage(kind: str, where: str = "") -> Stage:
+    """The stage of a kind.
+
+    Raises:
+        UserError: there is none.
+    """
+    if kind not in _KINDS and kind.isidentifier() and (_FOLDER / f"{kind}.py").is_file():
+        importlib.import_module(f"cairn.pipeline.stages.{kind}")
+    if kind not in _KINDS:
+        raise UserError(f"unknown kind of stage '{kind}'", where=where, remedy=did_you_mean(kind, kinds()))
+    return _KINDS[kind]
+
+
+__all__ = ["Context", "Estimate", "InputPath", "PlannedInputs", "Stage", "StageRef", "find_stage", "kinds", "register", "unregister"]

@@ -1,0 +1,97 @@
+"""The stage `card`: a trained model and its evaluations in, a release out. Knows how the rooms fit together.
+
+Outputs: the model's files at the top, so that the folder loads as it is; `README.md`, `training-curve.png`, `lineage.json`, and
+`evaluations/<stage>/` with results and samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cairn.errors import UserError
+from cairn.ledger.refs import StageRef
+from cairn.ledger.store import Artifact
+from cairn.pipeline.drafts import empty
+from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.report.plot import REMEDY, can_plot
+from cairn.report.release import CARD, EVALUATIONS, CardInfo
+
+
+class CardConfig(CardInfo):
+    """What is released, and what its card says beyond the records."""
+
+    model: StageRef
+    """The train stage whose model is released."""
+    evaluations: list[StageRef] = Field(default_factory=list)
+    """The evaluate stages whose numbers the card prints."""
+    data: StageRef | None = None
+    """The stage that made the rows and checked that training and test share none."""
+
+
+@register
+class Card(Stage):
+    """Write a release."""
+
+    kind = "card"
+    config = CardConfig
+    code = "cairn.report.card"
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from cairn.ledger.environment import version
+        from cairn.report.release import Material, read_evaluation, write_release
+
+        config: CardConfig = context.config
+        empty(context.draft)
+        context.environment["matplotlib"] = version("matplotlib")
+        material = Material(
+            model=context.inputs[config.model],
+            store=context.store,
+            info=config,
+            evaluations=[read_evaluation(context.inputs[name]) for name in config.evaluations],
+            data=context.inputs[config.data] if config.data else None,
+            recipe=context.recipe,
+            command=context.command,
+        )
+        return write_release(context.draft, material)
+
+    def estimate(self, config: Any, inputs: Mapping[str, Artifact | None]) -> Estimate | None:
+        if any(artifact is None for artifact in inputs.values()) and not can_plot():
+            # Told before the training that comes first, not after it.
+            raise UserError("the card's training curve needs matplotlib, which is not installed", remedy=REMEDY)
+        return None
+
+    def summarize(self, artifact: Any) -> Any:
+        """What the model can do, three dialogues, where the card lies and what to type next."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from cairn.pipeline.results import dialogues, scores_table
+
+        names = artifact.record.config["evaluations"]
+        folders = [artifact.path(f"{EVALUATIONS}/{name}") for name in names]
+        parts: list[Any] = []
+        for name, folder in zip(names, folders, strict=True):
+            title = "What the model can do (held-out questions)" + (f", {name}" if len(names) > 1 else "")
+            parts.append(scores_table(_rows(folder), title))
+        model = artifact.record.config["model"]
+        where = Text.assemble("\nModel card  ", (str(_shown(artifact.path(CARD))), "bold"), no_wrap=True, overflow="ignore")
+        step = Text.assemble("Talk to it  ", (f"cairn chat {artifact.record.recipe}/{model}", "bold"))
+        return Group(*parts, *dialogues(folders), where, step)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _shown(path: Path) -> Path:
+    """The path as it is shortest to type from here."""
+    try:
+        return path.relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,72 @@
+"""The stage `data`: rows from files or other stages in, checked and deduplicated training and held-out files out.
+
+Outputs: `<source>.train.jsonl`, `<source>.heldout.jsonl`, `dropped.jsonl` (what was left out, and why), `summary.json`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cairn.config import Config
+from cairn.data.prepare import HeldSource, prepare
+from cairn.pipeline.stage import Context, Stage, register
+
+
+class DataConfig(Config):
+    """What is read, and what of it is held out. Weights count where rows are mixed, which is in training."""
+
+    sources: list[HeldSource] = Field(min_length=1)
+    """The rows. Each source gets its own files, under its name."""
+    holdout: float = Field(default=0.0, ge=0, le=1)
+    """The share of rows held out, of sources that name none of their own. Equal questions fall on one side."""
+    dedup: bool = True
+    """Drop a row whose content came before in any source, up to letter case, width and white space."""
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    """Stop at a row with something wrong, or drop it, count it and write it down."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> DataConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources of one name")
+        return self
+
+
+@register
+class Data(Stage):
+    """Checks, deduplicates, splits."""
+
+    kind = "data"
+    config = DataConfig
+
+    def run(self, context: Context) -> dict[str, Any]:
+        """In one go: it streams, so a draft is not resumed but written over."""
+        config: DataConfig = context.config
+        places = [(source, context.place(source)) for source in config.sources]
+        context.progress.start(None, "rows")
+        summary = prepare(
+            places,
+            context.draft,
+            seed=context.seed,
+            holdout=config.holdout,
+            dedup=config.dedup,
+            bad_rows=config.bad_rows,
+            on_row=context.progress.update,
+        )
+        context.progress.close()
+        return summary
+
+    def summarize(self, artifact: Any) -> str:
+        """One line: how much there is, what was left out, and that the sides share no question."""
+        metrics = artifact.record.metrics
+        both = metrics["overlap"]["questions_on_both_sides"]
+        total = {key: sum(counts[key] for counts in metrics["sources"].values()) for key in next(iter(metrics["sources"].values()))}
+        left_out = ", ".join(f"{total[key]} {name}" for key, name in _LEFT_OUT.items() if total[key])
+        told = f"{total['train']} rows to train on, {total['heldout']} held out; {both} questions on both sides"
+        return told + (f"; left out: {left_out}" if left_out else "")
+
+
+_LEFT_OUT = {"bad": "bad", "skipped": "marked as not to be used", "duplicates": "duplicates", "overlap": "with a held-out question"}
+

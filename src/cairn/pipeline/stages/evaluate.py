@@ -1,0 +1,126 @@
+"""The stage `evaluate`: a model and held-out rows in, numbers with their samples out. Knows no suite in particular.
+
+Outputs: `results.json` (`{"models", "rows"}`, one row a number, with the digest of its samples) and `samples/*.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from cairn.config import Config
+from cairn.data.sources import Source
+from cairn.errors import UserError
+from cairn.evaluate.suite import Suite, load_suite
+from cairn.ledger.refs import StageRef
+from cairn.pipeline.drafts import empty
+from cairn.pipeline.stage import Context, Stage, register
+
+
+class EvaluateConfig(Config):
+    """What is examined, and with what."""
+
+    model: StageRef
+    """The train stage whose model is examined."""
+    data: StageRef | None = None
+    """The stage that wrote the suites' questions; needed where there are suites."""
+    suites: list[str | Suite] = Field(default_factory=list)
+    """Names of built-in suites, or suites written here."""
+    likelihood: list[Source] = Field(default_factory=list)
+    """Held-out rows whose perplexity and bits per byte are measured, one number of each a source; weights do not count."""
+    context: int | None = Field(default=None, ge=2)
+    """Longest window of a likelihood, in tokens; None: the model's context, at most 1024."""
+    max_batch: int = Field(default=64, ge=1)
+    """Questions that are answered together at most. Memory grows with it; another value may change a near tie."""
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> EvaluateConfig:
+        if not self.suites and not self.likelihood:
+            raise ValueError("nothing is measured: give suites or likelihood")
+        suites = [load_suite(suite) if isinstance(suite, Suite) or not suite.endswith((".yaml", ".yml")) else None for suite in self.suites]
+        for suite in suites:
+            if suite is None:
+                raise ValueError("a recipe's suite is a built-in name or is written out: the content of a file would not be in the key")
+            if not suite.data:
+                raise ValueError(f"the suite '{suite.name}' names no data files")
+        if self.suites and self.data is None:
+            raise ValueError("suites need `data`, the stage that wrote their questions")
+        names = [s.name for s in suites if s is not None] + [source.name for source in self.likelihood]
+        if len(set(names)) != len(names):
+            raise ValueError("two measurements of one name")
+        return self
+
+
+@register
+class Evaluate(Stage):
+    """Examine a model."""
+
+    kind = "evaluate"
+    config = EvaluateConfig
+    code = ("cairn.evaluate.run", "cairn.evaluate.likelihood")
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from cairn.evaluate.likelihood import read_likelihood
+        from cairn.evaluate.run import run_suite
+        from cairn.evaluate.subject import deterministic, load_subject
+        from cairn.ledger.environment import threads
+        from cairn.ledger.store import write_atomically
+
+        config: EvaluateConfig = context.config
+        empty(context.draft)
+        suites = [load_suite(suite) for suite in config.suites]
+        # Rows are read before the model is: a bad row is told at once.
+        asked = [read_questions(suite, context.inputs[str(config.data)].path()) for suite in suites]
+        held_out = [list(source.read(context.place(source))) for source in config.likelihood]
+        deterministic(threads())
+        subject = load_subject(context.inputs[config.model].path("model"))
+        results = []
+        for suite, rows in zip(suites, asked, strict=True):
+            context.progress.start(len(rows), f"questions of {suite.name}")
+            results += run_suite(
+                subject, suite, rows, context.draft, max_batch=config.max_batch,
+                on_progress=lambda done, total, tokens: context.progress.update(done, tokens=tokens),
+            )  # fmt: skip
+        for source, rows in zip(config.likelihood, held_out, strict=True):
+            context.progress.start(None, f"tokens of {source.name}")
+            results += read_likelihood(
+                subject, source.name, rows, context.draft, context=config.context,
+                on_progress=lambda done, total: context.progress.update(done),
+            )  # fmt: skip
+        rows = [result.model_dump(mode="json") for result in results]
+        text = json.dumps({"models": [config.model], "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(context.draft / "results.json", text)
+        return {"scores": {f"{r.suite} {r.metric}": {"value": r.value, "low": r.low, "high": r.high, "n": r.n} for r in results}}
+
+    def summarize(self, artifact: Any) -> Any:
+        """A table of what the model can do, and three dialogues."""
+        from rich.console import Group
+
+        from cairn.pipeline.results import dialogues, scores_table
+
+        found = json.loads(artifact.path("results.json").read_text(encoding="utf-8"))
+        return Group(scores_table(found["rows"]), *dialogues([artifact.path()]))
+
+
+def read_questions(suite: Suite, folder: Path) -> list[dict[str, Any]]:
+    """All rows of a suite's files in `folder`.
+
+    Raises:
+        UserError: a file is missing, or a row is bad.
+    """
+    from itertools import islice
+
+    from cairn.data.readers import read_rows
+
+    rows: list[dict[str, Any]] = []
+    for name in suite.data:
+        path = folder / name
+        if not path.is_file():
+            what = f"the suite '{suite.name}' asks for {name}, which is not there"
+            raise UserError(what, where=str(folder), remedy="name the data that belong to it")
+        rows += islice(read_rows(path, suite.reader), suite.limit)
+    return rows
+

@@ -1,0 +1,64 @@
+"""The stage `tokenizer`: rows in, an ordinary Hugging Face tokenizer folder out. Knows how rows become text to train on.
+
+A dialogue counts as its rendered text, cut at special tokens, so that the format's own words are learnt as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cairn.data.rows import messages_of
+from cairn.data.sources import Source
+from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.tokenizer.train import TokenizerConfig
+
+
+class TokenizerStageConfig(TokenizerConfig):
+    """How a tokenizer is trained, and on what."""
+
+    data: list[Source]
+    """The rows; weights do not count here, limits do."""
+
+
+@register
+class TokenizerStage(Stage):
+    """Train a tokenizer."""
+
+    kind = "tokenizer"
+    config = TokenizerStageConfig
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from cairn.chat.format import load_format
+        from cairn.tokenizer.train import special_tokens, train_tokenizer
+
+        config: TokenizerStageConfig = context.config
+        chat_format = load_format(config.format)
+        cut = re.compile("|".join(re.escape(token) for token in special_tokens(chat_format)))
+        plain = TokenizerConfig(**{name: getattr(config, name) for name in TokenizerConfig.model_fields})
+        return train_tokenizer(_texts(context, chat_format, cut), plain, chat_format, context.draft)
+
+    def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
+        return Estimate(disk_bytes=60 * config.vocab_size)
+
+    def summarize(self, artifact: Any) -> str:
+        metrics = artifact.record.metrics
+        return f"{metrics['vocab_size']} tokens, {metrics['bytes_per_token']} bytes a token"
+
+
+def _texts(context: Context, chat_format: Any, cut: re.Pattern[str]) -> Iterator[str]:
+    from cairn.chat.render import render_text
+
+    context.progress.start(None, "rows")
+    done = 0
+    for source in context.config.data:
+        for row in source.read(context.place(source)):
+            done += 1
+            context.progress.update(done)
+            if "text" in row:
+                yield row["text"]
+            else:
+                text = render_text(chat_format, messages_of(row), tools=row.get("tools"), attributes=row.get("attributes"))
+                yield from filter(None, cut.split(text))
+

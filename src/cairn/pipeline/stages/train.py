@@ -1,0 +1,236 @@
+"""The stage `train`: rows and a model in, a trained model with its tokenizer and format out. Knows how the rooms fit together.
+
+Outputs: `model/` (an ordinary Hugging Face folder), `metrics.jsonl`, `mix.json` (the table of the data), `checkpoints/`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from cairn.data.sources import Source
+from cairn.errors import UserError
+from cairn.ledger.refs import InputPath, StageRef
+from cairn.model.config import ModelConfig
+from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.train.config import Training
+
+if TYPE_CHECKING:
+    from cairn.train.loop import Trainer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_format.yaml", "chat_template.jinja", "special_tokens_map.json")
+
+
+class TrainConfig(Training):
+    """Training, and where model, tokenizer and rows come from."""
+
+    model: ModelConfig | None = None
+    """The shape of a fresh model. Give this, `init` or `checkpoint`."""
+    init: StageRef | None = None
+    """A train stage whose model is trained further; its tokenizer is used unless `tokenizer` is given."""
+    checkpoint: InputPath | None = None
+    """A Hugging Face folder to start from."""
+    tokenizer: StageRef | None = None
+    """A tokenizer stage."""
+    format: str | None = None
+    """Chat format to render dialogues with; None means the one that the tokenizer carries."""
+    data: list[Source]
+    """What is learnt, and how often a row of each source is drawn."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> TrainConfig:
+        if sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
+            raise ValueError("give exactly one of model, init and checkpoint")
+        if self.model is not None and self.tokenizer is None:
+            raise ValueError("a fresh model needs a tokenizer")
+        if self.model is not None and self.sequence_length > self.model.context:
+            raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
+        names = [s.name for s in self.data]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources of one name")
+        if not names:
+            raise ValueError("a mix needs at least one source")
+        return self
+
+
+@register
+class Train(Stage):
+    """Train a model."""
+
+    kind = "train"
+    config = TrainConfig
+
+    def run(self, context: Context) -> dict[str, Any]:
+        trainer, prepared = self._prepare(context)
+        resumed = trainer.resume()
+        if resumed:
+            context.progress.note(f"goes on from step {resumed}")
+        figures = trainer.run()
+        self._save_model(context, trainer, prepared)
+        flops = 6.0 * prepared["parameters"] * figures["tokens"]
+        return {**figures, "parameters": prepared["parameters"], "flops": flops, "sources": prepared["counters"]}
+
+    def replay_interval(self, context: Context, a: int, b: int) -> list[dict[str, str]]:
+        """Train again from the recorded checkpoint of step `a` (0: the beginning) to `b`, and compare that checkpoint's bytes."""
+        from cairn.ledger.digest import file_digest
+        from cairn.train import checkpoint
+
+        recorded = context.recorded
+        assert recorded is not None
+        known = [0, *checkpoint.steps_in(recorded.path("checkpoints"))]
+        for step in (a, b):
+            if step not in known:
+                raise UserError(f"no checkpoint of step {step} was kept", where=str(recorded.folder), remedy=f"kept: {known}")
+        if b <= a:
+            raise UserError(f"the interval {a}:{b} is empty", remedy="give A:B with A < B")
+        trainer, _ = self._prepare(context)
+        if a:
+            trainer.restore(checkpoint.load(recorded.path("checkpoints") / checkpoint.name_of(a)))
+        trainer.run(until=b)
+        again = checkpoint.save(context.draft / "checkpoints", b, trainer.state())
+        found = []
+        for file in sorted(p.name for p in again.iterdir()):
+            relative = f"checkpoints/{again.name}/{file}"
+            if file_digest(again / file) != file_digest(recorded.path(relative)):
+                found.append({"path": relative, "why": f"steps {a} to {b} gave other bytes"})
+        return found
+
+    def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
+        """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
+        from cairn.model.config import count_parameters, training_flops
+        from cairn.model.speed import gemm_rate
+
+        tokens = config.total_steps * config.step_tokens
+        shape, vocab = config.model, _vocab_size(config, inputs)
+        if shape is not None and vocab is not None:
+            total, matrices = count_parameters(shape, vocab)
+            mean = config.sequence_length / 4  # documents are shorter than their limit; only the attention's small share depends on it
+            flops = training_flops(matrices, tokens, layers=shape.layers, hidden_size=shape.hidden_size, mean_length=mean)
+        else:
+            before = getattr(inputs, "estimates", {}).get(config.init)
+            if before is None or before.parameters is None:
+                return Estimate(tokens=tokens)
+            total, flops = before.parameters, 6.0 * before.parameters * tokens
+        every, keep = config.checkpoints.every, config.checkpoints.keep
+        kept = (config.total_steps - 1) // every if every else 0
+        kept = min(kept, keep) if keep else kept
+        # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
+        seconds = flops / (0.3e9 * gemm_rate(config.precision))
+        return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=total * 4 * (1 + 3 * (kept + 1)), seconds=seconds)
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, context: Context) -> tuple[Trainer, dict[str, Any]]:
+        """Everything that is checked and built before the first step."""
+        from cairn.chat.format import load_format
+        from cairn.chat.render import Renderer
+        from cairn.data.batches import PackedStream
+        from cairn.ledger import seeds
+        from cairn.ledger.environment import threads
+        from cairn.tokenizer.load import Tokenizer
+        from cairn.train.loop import Trainer, deterministic
+        from cairn.train.objectives import load_objective
+
+        config: TrainConfig = context.config
+        deterministic(threads())
+        objective = load_objective(config.objective)
+        folder = self._tokenizer_folder(context)
+        tokenizer = Tokenizer.load(folder)
+        chat_format = load_format(config.format or folder)
+        renderer = Renderer(chat_format, tokenizer)
+        model = self._model(context, tokenizer)
+        context.progress.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
+        encoded, table, counters = _encode(context, renderer, tokenizer, "language_model" if objective.targets == "all" else "supervised")
+        (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        seed = seeds.seed(context.seed, f"train/{context.name}")
+        weights = [s.weight for s in config.data]
+        stream = PackedStream(encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        trainer = Trainer(model, stream, config, context.draft, context.progress)
+        parameters = sum(p.numel() for p in model.parameters())
+        return trainer, {"counters": counters, "tokenizer": folder, "renderer": renderer, "parameters": parameters}
+
+    def _tokenizer_folder(self, context: Context) -> Path:
+        config: TrainConfig = context.config
+        if config.tokenizer is not None:
+            return context.inputs[config.tokenizer].path()
+        return context.inputs[config.init].path("model") if config.init is not None else Path(str(config.checkpoint))
+
+    def _model(self, context: Context, tokenizer: Any) -> Any:
+        from cairn.model.load import load_model, new_model
+
+        config: TrainConfig = context.config
+        if config.model is not None:
+            ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+            return new_model(config.model, vocab_size=tokenizer.vocab_size, seed=context.seed, **ids)
+        folder = context.inputs[config.init].path("model") if config.init is not None else Path(str(config.checkpoint))
+        model = load_model(folder, "float32", eval_mode=False)
+        have = model.get_input_embeddings().weight.shape[0]
+        if have < tokenizer.vocab_size:
+            raise UserError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {have}", where=str(folder),
+                remedy="give the tokenizer that belongs to this model",
+            )  # fmt: skip
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and config.sequence_length > longest:
+            raise UserError(
+                f"sequence_length ({config.sequence_length}) is longer than the model's {longest} positions", where="sequence_length",
+                remedy=f"set it to {longest} or less",
+            )  # fmt: skip
+        return model
+
+    def _save_model(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> None:
+        from cairn.chat.format import load_format
+        from cairn.model.load import save_model
+
+        out = context.draft / "model"
+        shutil.rmtree(out, ignore_errors=True)
+        save_model(trainer.finished_model(), out, stop_ids=sorted(prepared["renderer"].stop_ids))
+        for name in TOKENIZER_FILES:
+            if (prepared["tokenizer"] / name).is_file():
+                shutil.copyfile(prepared["tokenizer"] / name, out / name)
+        if context.config.format:
+            _write_format(load_format(context.config.format), out)
+
+
+def _write_format(chat_format: Any, folder: Path) -> None:
+    """Put a format of the recipe's own choice into a tokenizer folder, template included."""
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["chat_template"] = chat_format.template
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    (folder / "chat_format.yaml").write_text(chat_format.to_yaml(), encoding="utf-8")
+
+
+def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
+    """Of the tokenizer stage: as recorded, or as planned where it did not run yet."""
+    if config.tokenizer is None:
+        return None
+    artifact = inputs.get(config.tokenizer)
+    if artifact is not None:
+        return int(artifact.record.metrics["vocab_size"])
+    return getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
+
+
+def _encode(context: Context, renderer: Any, tokenizer: Any, objective: Any) -> tuple[list[list[Any]], dict[str, Any], dict[str, Any]]:
+    """Every source's documents, the mix table and what became of the rows."""
+    from cairn.data.encode import Counters, encode_rows
+    from cairn.data.stats import MixTable
+
+    config: TrainConfig = context.config
+    table = MixTable(tokenizer=tokenizer, renderer=renderer)
+    encoded: list[list[Any]] = []
+    counters: dict[str, Any] = {}
+    context.progress.start(len(config.data), "sources")
+    for number, source in enumerate(config.data):
+        path, count, name = context.place(source), Counters(), source.name
+        limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
+        told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}
+        encoded.append(list(encode_rows(source.read(path), renderer, tokenizer, **limits, **told)))
+        counters[source.name] = count.as_dict()
+        context.progress.update(number + 1, rows=count.rows)
+    return encoded, table.as_dict(), counters
