@@ -22,6 +22,15 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_state_alone():
     assert any(not torch.equal(x, y) for x, y in zip(a.state_dict().values(), c.state_dict().values(), strict=True))
 
 
+def test_the_embedding_may_start_at_a_scale_of_its_own():
+    wide = SHAPE.model_copy(update={"tied": False, "embedding_range": 1.0})
+    model, usual = (new_model(shape, **IDS, seed=1) for shape in (wide, SHAPE.model_copy(update={"tied": False})))
+    assert float(model.get_input_embeddings().weight.detach().std()) == pytest.approx(1.0, rel=0.1)
+    assert torch.equal(model.get_output_embeddings().weight, usual.get_output_embeddings().weight)
+    with pytest.raises(ValueError, match="tied: false"):
+        ModelConfig(tied=True, embedding_range=1.0)
+
+
 def test_saved_and_loaded_gives_the_same_logits_to_the_bit(tmp_path):
     model = new_model(SHAPE, **IDS, seed=1).eval()
     save_model(model, tmp_path, stop_ids=[0, 2])

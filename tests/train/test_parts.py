@@ -47,7 +47,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one(rows, columns):
 def test_adamw_is_torch_adamw_and_norms_do_not_decay():
     w, n = torch.ones(3, 2, requires_grad=True), torch.ones(2, requires_grad=True)
     config = OptimizerConfig(kind="adamw", lr=0.1, weight_decay=0.5)
-    ours = Optimizer(config, {"w": w, "n": n}, set())
+    ours = Optimizer(config, {"w": w, "n": n}, None, None)
     v, m = w.detach().clone().requires_grad_(), n.detach().clone().requires_grad_()
     theirs = torch.optim.AdamW([{"params": [v], "weight_decay": 0.5}, {"params": [m], "weight_decay": 0.0}], lr=0.05, betas=(0.9, 0.95))
     for step in range(3):
@@ -60,10 +60,24 @@ def test_adamw_is_torch_adamw_and_norms_do_not_decay():
     torch.testing.assert_close(n, m)
 
 
+def test_the_embedding_may_have_a_rate_of_its_own():
+    named = {name: torch.ones(4, 4, requires_grad=True) for name in ("matrix", "inputs", "head")}
+    config = OptimizerConfig(lr=0.5, adam_lr=0.1, embedding_lr=0.3, betas=(0.0, 0.0))
+    optimizer = Optimizer(config, named, "inputs", "head")
+    for p in named.values():
+        p.grad = torch.ones_like(p)
+    optimizer.step(0.5)
+    moved = {name: float((1 - p).mean()) for name, p in named.items()}
+    assert moved["inputs"] == pytest.approx(0.15, rel=1e-3)  # AdamW's first step is the rate itself
+    assert moved["head"] == pytest.approx(0.05, rel=1e-3)
+    tied = Optimizer(config, {"inputs": torch.ones(4, 4, requires_grad=True)}, "inputs", "inputs")
+    assert [group["peak"] for part in tied._parts for group in part.param_groups] == [0.1]
+
+
 def test_optimizer_state_survives_a_round_trip():
     def fresh():
         named = {name: torch.ones(*shape, requires_grad=True) for name, shape in {"a": (4, 4), "e": (5, 2), "n": (3,)}.items()}
-        return named, Optimizer(OptimizerConfig(), named, {"e"})
+        return named, Optimizer(OptimizerConfig(), named, "e", "e")
 
     def push(named, value):
         for p in named.values():

@@ -37,6 +37,8 @@ class ModelConfig(Config):
     """Share the input embedding with the output head."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the random weights."""
+    embedding_range: float | None = Field(default=None, gt=0)
+    """Standard deviation of the input embedding, if another one. Where it is small, the first updates of the blocks drown a token's identity."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keys of the family's own transformers configuration."""
 
@@ -46,6 +48,8 @@ class ModelConfig(Config):
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_size is None and self.hidden_size % self.heads:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads}), or head_size be given")
+        if self.embedding_range is not None and self.tied:
+            raise ValueError("embedding_range needs tied: false, for a tied embedding is the output head as well")
         return self
 
 

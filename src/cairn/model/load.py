@@ -33,7 +33,11 @@ def new_model(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_i
     with torch.random.fork_rng(devices=[]):
         # transformers draws from the global generator; seeding a fork of it keeps the draw a function and the caller's state untouched.
         torch.manual_seed(seeds.seed(seed, "init"))
-        return AutoModelForCausalLM.from_config(hf, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(hf, dtype=torch.float32)
+    if config.embedding_range is not None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(config.embedding_range / config.initializer_range)
+    return model
 
 
 def refuse_pickles(folder: Path) -> None:

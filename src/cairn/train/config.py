@@ -18,6 +18,8 @@ class OptimizerConfig(Config):
     """Peak rate of Muon, or of AdamW where that is all there is."""
     adam_lr: float = Field(default=0.003, gt=0)
     """With muon: peak rate of AdamW (embeddings, head, norms, biases)."""
+    embedding_lr: float | None = Field(default=None, gt=0)
+    """Peak rate of the input embedding, if another one; a tied embedding is the head too and keeps AdamW's."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay of matrices; norms and biases never decay."""
     momentum: float = Field(default=0.95, ge=0, lt=1)

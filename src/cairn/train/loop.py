@@ -41,6 +41,8 @@ def deterministic(threads: int) -> None:
     """Make torch repeat itself bit for bit in one environment: fixed threads, deterministic kernels."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    # Filling fresh memory with NaN guards against reading it; it costs 4 % of a step, and nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if torch.cuda.is_available():
         # cuBLAS picks its workspace at run time otherwise, and sums in another order.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -74,7 +76,7 @@ class Trainer:
             progress.note(f"'{model.config.model_type}' would leak across packed documents: it trains them one by one, which is slower")
         self.model.train()
         self.masters = Masters(self.model, dtype_of(config.precision))
-        self.optimizer = Optimizer(config.optimizer, self.masters.named, embedding_names(self.model))
+        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model))
         self.step, self.seen = 0, {"tokens": 0, "supervised_tokens": 0}
         self.total = config.total_steps
 

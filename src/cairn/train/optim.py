@@ -66,43 +66,49 @@ def is_block_matrix(name: str, tensor: Tensor, embeddings: set[str]) -> bool:
     return tensor.ndim == 2 and name not in embeddings
 
 
-def embedding_names(model: Any) -> set[str]:
-    """Names of the input embedding and the output head."""
-    special = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
-    return {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in special}
+def embedding_names(model: Any) -> tuple[str | None, str | None]:
+    """Names of the input embedding and of the output head; the same where they are tied."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = [names.get(id(layer.weight)) if layer is not None else None for layer in layers]
+    return found[0], found[1]
 
 
 class Optimizer:
     """One or two torch optimisers behind one face; state saved and loaded by weight name."""
 
-    def __init__(self, config: OptimizerConfig, named: dict[str, Tensor], embeddings: set[str]) -> None:
+    def __init__(self, config: OptimizerConfig, named: dict[str, Tensor], inputs: str | None, head: str | None) -> None:
         self.config = config
+        embeddings = {name for name in (inputs, head) if name}
         matrices = {n: p for n, p in named.items() if is_block_matrix(n, p, embeddings)} if config.kind == "muon" else {}
-        rest = {n: p for n, p in named.items() if n not in matrices}
-        decayed = [p for p in rest.values() if p.ndim >= 2]
-        plain = [p for p in rest.values() if p.ndim < 2]
+        apart = inputs if config.embedding_lr is not None and inputs != head else None
+        rest = {n: p for n, p in named.items() if n not in matrices and n != apart}
         rate = config.adam_lr if config.kind == "muon" else config.lr
-        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._parts: list[tuple[torch.optim.Optimizer, float]] = []
-        if rest:
-            adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=config.betas, eps=config.eps, fused=True)
-            self._parts.append((adam, rate))
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay, "peak": rate},
+            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0, "peak": rate},
+            {"params": [named[apart]] if apart else [], "weight_decay": config.weight_decay, "peak": config.embedding_lr},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self._parts: list[torch.optim.Optimizer] = []
+        if groups:
+            self._parts.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True))
         if matrices:
-            self._parts.append((Muon(list(matrices.values()), momentum=config.momentum, weight_decay=config.weight_decay), config.lr))
+            self._parts.append(Muon(list(matrices.values()), config.lr, momentum=config.momentum, weight_decay=config.weight_decay))
         self._named = named
 
     def step(self, factor: float) -> None:
         """One update at `factor` times each peak rate."""
-        for part, peak in self._parts:
+        for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = peak * factor
+                group["lr"] = group["peak"] * factor
             part.step()
 
     def state(self) -> dict[str, Tensor]:
         """Flat tensors `name/key` → value; safetensors can hold it."""
         names = {id(p): n for n, p in self._named.items()}
         flat: dict[str, Tensor] = {}
-        for part, _ in self._parts:
+        for part in self._parts:
             for p, entry in part.state.items():
                 for key, value in entry.items():
                     flat[f"{names[id(p)]}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -113,7 +119,7 @@ class Optimizer:
         for path, value in flat.items():
             name, key = path.rsplit("/", 1)
             by_name.setdefault(name, {})[key] = value.clone()
-        for part, _ in self._parts:
+        for part in self._parts:
             for group in part.param_groups:
                 for p in group["params"]:
                     name = next(n for n, q in self._named.items() if q is p)
@@ -128,8 +134,8 @@ class Muon(torch.optim.Optimizer):
     is scaled by sqrt(max(1, rows / columns)).
     """
 
-    def __init__(self, params: list[Tensor], momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params: list[Tensor], peak: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": 0.0, "peak": peak, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

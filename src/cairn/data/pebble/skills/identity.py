@@ -23,7 +23,7 @@ INTENTS = {
          "what were you built with?"),
     ),
     "size": (
-        "I have only one or two million parameters, so I run on any laptop.",
+        "I have fewer than three million parameters, so I run on any laptop.",
         ("how big are you?", "how many parameters do you have?", "what size are you?", "are you a large model?",
          "do you need a big computer?",
          "can you run on a laptop?"),
