@@ -38,7 +38,7 @@ class ModelConfig(Config):
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the random weights."""
     embedding_range: float | None = Field(default=None, gt=0)
-    """Standard deviation of the input embedding, if another one. Where it is small, the first updates of the blocks drown a token's identity."""
+    """Standard deviation of the input embedding, if another one. If it is small, the blocks' first updates drown a token's identity."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keys of the family's own transformers configuration."""
 
