@@ -118,10 +118,6 @@ def prepare(
             if not counts.train + counts.heldout + counts.duplicates:
                 remedy = f"look at it with `cairn check {path}`"
                 raise UserError("no row of the source can be used", where=f"{source.name}, {path}", remedy=remedy)
-            if share > 0 and not counts.heldout:
-                # An evaluation would meet the empty file only after all training.
-                what = f"a share of {share} of {counts.train} rows holds none out"
-                raise UserError(what, where=f"{source.name}.holdout", remedy="raise the share, or set it to 0 for this source")
         both = sum(_finish(source, out, holdout, done, dropped) for source, _ in sources)
     summary = {
         "sources": {name: asdict(counts) for name, counts in done.counts.items()},

@@ -269,7 +269,7 @@ def _solve(asked):
             return f"The {place} word is {words[at]}."
     follows = re.search(r"(?:comes after|follows|the word after) (\w+)", low)
     if follows:
-        return f"After {follows[1]} comes {[w.casefold() for w in words][words.index(follows[1]) + 1 :][0]}."
+        return f"It goes: {follows[1]}, {[w.casefold() for w in words][words.index(follows[1]) + 1 :][0]}."
     if re.search("reverse|backwards|other way", low):
         return f"Reversed: {', '.join(reversed(words))}"
     if "dashes" in low:

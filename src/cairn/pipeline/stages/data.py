@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from cairn.config import Config
 from cairn.data.prepare import HeldSource, prepare
+from cairn.errors import UserError
 from cairn.pipeline.stage import Context, Stage, register
 
 
@@ -56,6 +57,12 @@ class Data(Stage):
             on_row=context.progress.update,
         )
         context.progress.close()
+        for source in config.sources:
+            share = config.holdout if source.holdout is None else source.holdout
+            if share > 0 and not summary["sources"][source.name]["heldout"]:
+                # An evaluation would meet the empty file only after all training.
+                what = f"a share of {share} of {summary['sources'][source.name]['rows']} rows holds none out"
+                raise UserError(what, where=f"{source.name}.holdout", remedy="raise the share, or set it to 0 for this source")
         return summary
 
     def summarize(self, artifact: Any) -> str:

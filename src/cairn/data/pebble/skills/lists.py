@@ -32,7 +32,8 @@ def _answer(task: str, words: list[str], place: int) -> str:
     if task == "last":
         return f"The last word is {words[-1]}."
     if task == "next":
-        return f"After {words[place]} comes {words[place + 1]}."
+        # In the list's own order: a small model can go on where the same two tokens stood before, comma included.
+        return f"It goes: {words[place]}, {words[place + 1]}."
     if task == "reverse":
         return f"Reversed: {', '.join(reversed(words))}"
     if task == "count":
@@ -53,8 +54,7 @@ def _drafts(seed: int, split: str) -> Iterator[Draft]:
     for index in count():
         dice = Dice(seed, f"lists/{split}", index)
         words = _words(dice)
-        # "next" is the hardest of them, and takes twice the practice.
-        task = dice.pick("task", [*_TASKS, "next"] if split == "train" else list(_TASKS))
+        task = dice.pick("task", list(_TASKS))
         place = dice.below("place", len(words) - (task == "next"))
         question = dice.pick("template", _TASKS[task]).format(list=", ".join(words), place=_PLACES[place], word=words[place])
         key = _key(words)
