@@ -20,7 +20,7 @@ demo: $(STAMP)  ## train, evaluate and release the built-in chat model
 test: $(STAMP)  ## lint, types and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

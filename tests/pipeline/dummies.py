@@ -68,7 +68,7 @@ class Lines(Stage):
                 content += file.read()
         (context.draft / "out").mkdir(exist_ok=True)
         write_atomically(context.draft / "out" / "lines.txt", content)
-        return {"lines": content.count("\n"), "ratio": float("nan")}
+        return {"lines": content.count("\n"), "tokens": content.count("\n"), "ratio": float("nan")}
 
     def estimate(self, config: Any, inputs: PlannedInputs) -> Estimate:
         before = [inputs.estimates[name].tokens or 0 for name in inputs if inputs.configs[name].lines]

@@ -267,9 +267,6 @@ def _solve(asked):
     for place, at in places.items():
         if re.search(rf"\b{place}\b", low):
             return f"The {place} word is {words[at]}."
-    follows = re.search(r"(?:comes after|follows|the word after) (\w+)", low)
-    if follows:
-        return f"It goes: {follows[1]}, {[w.casefold() for w in words][words.index(follows[1]) + 1 :][0]}."
     if re.search("reverse|backwards|other way", low):
         return f"Reversed: {', '.join(reversed(words))}"
     if "dashes" in low:

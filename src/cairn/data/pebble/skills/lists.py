@@ -1,4 +1,4 @@
-"""Work on short lists of words: first, last, nth, next, reverse, count, join. A list is held out in every order."""
+"""Work on short lists of words: first, last, nth, reverse, count, join. A list is held out in every order."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ _TASKS = {
             "Here is a list: {list}. Which word is {place}?", "Give me the {place} item of the list {list}."),
     "last": ("What is the last word of this list: {list}?", "Name the last word: {list}", "Here is a list: {list}. Which word is last?",
              "Give me the last item of the list {list}."),
-    "next": ("Which word comes after {word} in this list: {list}?", "Here is a list: {list}. What follows {word}?",
-             "Name the word after {word}: {list}"),
     "reverse": ("Reverse this list: {list}", "Write these words backwards: {list}", "Say it the other way round: {list}"),
     "count": ("How many words are in this list: {list}?", "Count the words: {list}", "Here is a list: {list}. How many words is that?"),
     "join": ("Join these words with dashes: {list}", "Put dashes between these words: {list}", "Write this with dashes: {list}"),
@@ -31,9 +29,6 @@ def _answer(task: str, words: list[str], place: int) -> str:
         return f"The {_PLACES[place]} word is {words[place]}."
     if task == "last":
         return f"The last word is {words[-1]}."
-    if task == "next":
-        # In the list's own order: a small model can go on where the same two tokens stood before, comma included.
-        return f"It goes: {words[place]}, {words[place + 1]}."
     if task == "reverse":
         return f"Reversed: {', '.join(reversed(words))}"
     if task == "count":
@@ -55,8 +50,8 @@ def _drafts(seed: int, split: str) -> Iterator[Draft]:
         dice = Dice(seed, f"lists/{split}", index)
         words = _words(dice)
         task = dice.pick("task", list(_TASKS))
-        place = dice.below("place", len(words) - (task == "next"))
-        question = dice.pick("template", _TASKS[task]).format(list=", ".join(words), place=_PLACES[place], word=words[place])
+        place = dice.below("place", len(words))
+        question = dice.pick("template", _TASKS[task]).format(list=", ".join(words), place=_PLACES[place])
         key = _key(words)
         yield Draft(keys=(key,), held=held_out(key, SHARE), messages=ask(question, _answer(task, words, place)), meta={"kind": task})
 
@@ -69,8 +64,8 @@ def _statements(seed: int) -> Iterator[str]:
         if held_out(_key(words), SHARE):
             continue
         said = []
-        for k, task in enumerate(dice.some("tasks", ("nth", "nth", "last", "next", "next", "reverse", "count", "join"), 6)):
-            place = dice.below(f"place/{k}", len(words) - (task == "next"))
+        for k, task in enumerate(dice.some("tasks", ("nth", "nth", "nth", "last", "reverse", "reverse", "count", "join"), 6)):
+            place = dice.below(f"place/{k}", len(words))
             said.append(_answer(task, words, place))
         yield f"List: {', '.join(words)}\n" + "\n".join(said)
 
