@@ -35,7 +35,7 @@ def test_stages_run_once_and_records_say_how(write_recipe: Write, store: Store, 
     record = first.stages[1].artifact.record
     assert record.inputs["one"].key == first.stages[0].artifact.key
     assert record.inputs["one"].digest == first.stages[0].artifact.record.digest
-    assert record.metrics == {"lines": 44, "ratio": "nan"}
+    assert record.metrics == {"lines": 44, "tokens": 44, "ratio": "nan"}
     assert (record.recipe, record.name, record.seed) == ("small", "two", 1)
     assert list(record.outputs) == ["out/lines.txt"]
     assert list(record.logs) == ["logs/began.txt"]
