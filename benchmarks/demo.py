@@ -75,8 +75,9 @@ def read_scores(store: Store) -> dict[str, dict[str, Any]]:
         if differs:
             raise UserError(f"the evaluation is damaged: {differs[0]['why']}", where=str(artifact.path(differs[0]["path"])))
         for name, score in artifact.record.metrics["scores"].items():
-            # A score is recorded as "suite/skill metric".
-            found[name.partition(" ")[0].rpartition("/")[2]] = score
+            # A skill's score is recorded as "suite/skill metric"; a likelihood as "source metric": no share, so its metric stays named.
+            suite = name.partition(" ")[0]
+            found[suite.rpartition("/")[2] if "/" in suite else name] = score
     if not found:
         remedy = f"the recipe {RECIPE} needs a stage of kind evaluate"
         raise UserError("the run recorded no evaluation", where=str(store.root), remedy=remedy)
@@ -90,7 +91,8 @@ def score_rows(scores: dict[str, dict[str, Any]]) -> list[Row]:
         score = scores.get(skill)
         measure = f"{skill}, share right of {score['n']}" if score else f"{skill}, share right"
         rows.append(row(measure, score["value"] if score else None, must))
-    return rows + [row(f"{skill}, share right of {s['n']}", s["value"]) for skill, s in scores.items() if skill not in SCORES]
+    others = {name: score for name, score in scores.items() if name not in SCORES}
+    return rows + [row(f"{name}, {'documents:' if ' ' in name else 'share right of'} {s['n']}", s["value"]) for name, s in others.items()]
 
 
 def stage_rows(stages: list[dict[str, Any]]) -> list[Row]:
