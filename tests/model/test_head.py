@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from cairn.model import head as room
-from cairn.model.head import Head, cross_entropy_sum, head_agrees, head_of
+from cairn.model.head import Head, cross_entropy, head_agrees, head_of, log_probabilities
 
 
-@pytest.mark.parametrize("chunk", [3, 7, 100])
+@pytest.mark.parametrize("chunk", [33, 77, 1100])
 @pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.5, None, True), (1.0, 5.0, False), (2.0, 3.0, True)])
 def test_value_and_gradients(monkeypatch, chunk, scale, softcap, bias):
-    monkeypatch.setattr(room, "CHUNK", chunk)
+    monkeypatch.setattr(room, "LOGITS", chunk)
     draw = torch.Generator().manual_seed(0)
     h = torch.randn(17, 8, generator=draw, requires_grad=True)
     w = torch.randn(11, 8, generator=draw, requires_grad=True)
@@ -20,30 +20,53 @@ def test_value_and_gradients(monkeypatch, chunk, scale, softcap, bias):
     targets = torch.arange(17) % 11
     head = Head(w, b, scale, softcap)
     leaves = [x for x in (h, w, b) if x is not None]
-    mine = cross_entropy_sum(h, targets, head)
-    plain = torch.nn.functional.cross_entropy(head.logits(h), targets, reduction="sum")
-    torch.testing.assert_close(mine, plain)
-    for a, c in zip(torch.autograd.grad(mine * 0.5, leaves), torch.autograd.grad(plain * 0.5, leaves), strict=True):
+    mine, each = cross_entropy(h, targets, head)
+    plain = torch.nn.functional.cross_entropy(head.logits(h), targets, reduction="none")
+    torch.testing.assert_close(mine, plain.sum())
+    torch.testing.assert_close(each, plain)
+    for a, c in zip(torch.autograd.grad(mine * 0.5, leaves), torch.autograd.grad(plain.sum() * 0.5, leaves, retain_graph=True), strict=True):
         torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
+    # Any function of the single log-probabilities, as preferences make one.
+    some, weights = log_probabilities(h, targets, head), torch.linspace(-1, 2, 17)
+    torch.testing.assert_close(some, -plain)
+    for a, c in zip(torch.autograd.grad((some * weights).sum(), leaves), torch.autograd.grad((-plain * weights).sum(), leaves), strict=True):
+        torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_z_loss(softcap):
+    draw = torch.Generator().manual_seed(1)
+    h, w = torch.randn(9, 6, generator=draw, requires_grad=True), torch.randn(13, 6, generator=draw, requires_grad=True)
+    targets, head = torch.arange(9), Head(w, None, 1.0, softcap)
+    mine, each = cross_entropy(h, targets, head, z_loss=0.3)
+    z = head.logits(h)
+    plain = torch.nn.functional.cross_entropy(z, targets, reduction="sum")
+    torch.testing.assert_close(each.sum(), plain)
+    plain = plain + 0.3 * torch.logsumexp(z, -1).square().sum()
+    torch.testing.assert_close(mine, plain)
+    for a, c in zip(torch.autograd.grad(mine, [h, w]), torch.autograd.grad(plain, [h, w]), strict=True):
+        torch.testing.assert_close(a, c, atol=1e-4, rtol=1e-4)
 
 
 def test_no_target_gives_zero_and_no_gradient():
     h, w = torch.randn(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
-    loss = cross_entropy_sum(h, torch.zeros(0, dtype=torch.long), Head(w))
+    loss, _ = cross_entropy(h, torch.zeros(0, dtype=torch.long), Head(w))
     loss.backward()
     assert loss.item() == 0
     assert w.grad.abs().max() == 0
 
 
-def test_the_largest_tensor_does_not_grow_with_positions(monkeypatch):
+@pytest.mark.parametrize("vocabulary", [16, 4096])
+def test_the_largest_tensor_grows_with_neither_positions_nor_vocabulary(monkeypatch, vocabulary):
     """Logits of a chunk at a time: no tensor of positions × vocabulary is ever made."""
     sizes = []
-    real = torch.log_softmax
-    monkeypatch.setattr(torch, "log_softmax", lambda z, *a, **k: (sizes.append(z.shape[0]), real(z, *a, **k))[1])
-    h = torch.randn(5000, 4, requires_grad=True)
-    cross_entropy_sum(h, torch.zeros(5000, dtype=torch.long), Head(torch.randn(9, 4, requires_grad=True)))
-    assert sum(sizes) == 5000
-    assert max(sizes) == room.CHUNK
+    real = torch.logsumexp
+    monkeypatch.setattr(torch, "logsumexp", lambda z, *a, **k: (sizes.append(z.numel()), real(z, *a, **k))[1])
+    monkeypatch.setattr(room, "LOGITS", 1 << 14)
+    h = torch.randn(3000, 4, requires_grad=True)
+    cross_entropy(h, torch.zeros(3000, dtype=torch.long), Head(torch.randn(vocabulary, 4, requires_grad=True)))
+    assert sum(sizes) == 3000 * vocabulary
+    assert max(sizes) == 1 << 14
 
 
 HEADS = [

@@ -1,11 +1,12 @@
 """The output head, and log-probabilities at chosen positions without ever holding positions × vocabulary. Knows no objective.
 
 Logits live for one chunk of positions; the gradient of the chunk is computed at once and only the sums remain (the idea of cut
-cross-entropy, Wijmans et al. 2024, in plain torch).
+cross-entropy, Wijmans et al. 2024, in plain torch). Beyond the head's weight and its gradient, memory does not depend on the vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from cairn.errors import UserError
 
-CHUNK = 1024
-"""Positions whose logits are held at once."""
+LOGITS = 1 << 23
+"""Logits that are held at once (32 MB in fp32): fewer positions at a time where the vocabulary is larger."""
 
 
 @dataclass(frozen=True)
@@ -57,49 +58,37 @@ def head_agrees(model: Any) -> bool:
     return torch.allclose(own, ours, atol=1e-2 if model.dtype == torch.bfloat16 else 1e-4, rtol=1e-3)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum of −log p(target) over positions; its gradient is computed in the forward, chunk by chunk."""
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Sum of −log p(target) over positions, and each position's; the sum's gradient is computed in the forward, chunk by chunk."""
 
     @staticmethod
     def forward(
-        ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, scale: float, softcap: float | None
-    ) -> Tensor:
+        ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
-        need_weight = weight_VD.requires_grad
-        dh = torch.empty_like(h_ND)
-        # fp32 sums: adding chunks in bf16 would round each of them away.
-        dw = torch.zeros(weight_VD.shape, dtype=torch.float32, device=h_ND.device) if need_weight else None
-        db = torch.zeros(weight_VD.shape[0], dtype=torch.float32, device=h_ND.device) if bias_V is not None else None
-        for start in range(0, h_ND.shape[0], CHUNK):
-            h, target = h_ND[start : start + CHUNK], targets_N[start : start + CHUNK]
-            z = torch.nn.functional.linear(h, weight_VD, bias_V).float()
-            if scale != 1.0:
-                z = z * scale
-            if softcap is not None:
-                squashed = torch.tanh(z / softcap)
-                z = squashed * softcap
-            logp = torch.log_softmax(z, -1)
-            total -= logp.gather(1, target[:, None]).sum()
-            g = logp.exp_()
-            g[torch.arange(len(target), device=g.device), target] -= 1.0
-            if softcap is not None:
-                g = g * (1.0 - squashed * squashed)
-            if scale != 1.0:
-                g = g * scale
-            g_low = g.to(h.dtype)
-            dh[start : start + CHUNK] = g_low @ weight_VD
-            if dw is not None:
-                dw += g_low.t() @ h
-            if db is not None:
-                db += g.sum(0)
-        ctx.save_for_backward(dh, dw, db)
+        nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
+        grads = _Gradients(h_ND, weight_VD, bias_V)
+        for part in _chunks(len(targets_N), weight_VD.shape[0]):
+            z, slope = _chunk_logits(h_ND[part], head)
+            lse = torch.logsumexp(z, -1)
+            nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0]
+            total += nll_N[part].sum()
+            p = z.sub_(lse[:, None]).exp_()
+            if z_loss:
+                total += z_loss * lse.square().sum()
+                p *= (1.0 + 2.0 * z_loss * lse)[:, None]
+            p[torch.arange(len(lse), device=p.device), targets_N[part]] -= 1.0
+            grads.add(part, p, slope, head)
+        ctx.save_for_backward(grads.dh, grads.dw, grads.db)
         ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
-        return total
+        ctx.mark_non_differentiable(nll_N)
+        return total, nll_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         dh, dw, db = ctx.saved_tensors
         up = grads[0]
+        assert up is not None
         weight_dtype, bias_dtype = ctx.dtypes
         return (
             dh * up.to(dh.dtype), None if dw is None else (dw * up).to(weight_dtype), None if db is None else (db * up).to(bias_dtype),
@@ -107,12 +96,99 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )  # fmt: skip
 
 
-def cross_entropy_sum(h_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
-    """Σ −log p(target) over N positions, in nats, fp32.
+class _LogProbabilities(torch.autograd.Function):
+    """log p(target) at each position, with any gradient coming in: the backward computes each chunk's logits again."""
+
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head) -> Tensor:
+        logp_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
+        lse_N = torch.empty_like(logp_N)
+        for part in _chunks(len(targets_N), weight_VD.shape[0]):
+            z, _ = _chunk_logits(h_ND[part], head)
+            lse_N[part] = torch.logsumexp(z, -1)
+            logp_N[part] = z.gather(1, targets_N[part, None])[:, 0] - lse_N[part]
+        ctx.save_for_backward(h_ND, weight_VD, bias_V, targets_N, lse_N)
+        ctx.head = (head.scale, head.softcap)
+        return logp_N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_ND, weight_VD, bias_V, targets_N, lse_N = ctx.saved_tensors
+        head = Head(weight_VD, bias_V, *ctx.head)
+        sums = _Gradients(h_ND, weight_VD, bias_V)
+        for part in _chunks(len(targets_N), weight_VD.shape[0]):
+            z, slope = _chunk_logits(h_ND[part], head)
+            g = z.sub_(lse_N[part, None]).exp_().neg_()
+            g[torch.arange(len(g), device=g.device), targets_N[part]] += 1.0
+            sums.add(part, g.mul_(grads[0][part, None]), slope, head)
+        dw, db = sums.dw, sums.db
+        return (
+            sums.dh, None if dw is None else dw.to(weight_VD.dtype), None if db is None or bias_V is None else db.to(bias_V.dtype),
+            None, None,
+        )  # fmt: skip
+
+
+class _Gradients:
+    """The gradients of hidden states, weight and bias, summed over chunks."""
+
+    def __init__(self, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        self.h, self.weight = h_ND, weight_VD
+        self.dh = torch.empty_like(h_ND)
+        # fp32 sums: adding chunks in bf16 would round each of them away.
+        self.dw = torch.zeros(weight_VD.shape, dtype=torch.float32, device=h_ND.device) if weight_VD.requires_grad else None
+        self.db = torch.zeros(weight_VD.shape[0], dtype=torch.float32, device=h_ND.device) if bias_V is not None else None
+
+    def add(self, part: slice, g: Tensor, slope: Tensor | None, head: Head) -> None:
+        """Add a chunk's; `g` is the gradient of its logits and is overwritten."""
+        if slope is not None:
+            g.mul_(slope)
+        if head.scale != 1.0:
+            g.mul_(head.scale)
+        low = g.to(self.h.dtype)
+        self.dh[part] = low @ self.weight
+        if self.dw is not None:
+            self.dw += low.t() @ self.h[part]
+        if self.db is not None:
+            self.db += g.sum(0)
+
+
+def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of positions whose logits stay within LOGITS, so that memory does not grow with the vocabulary."""
+    size = max(1, LOGITS // vocabulary)
+    for start in range(0, positions, size):
+        yield slice(start, min(start + size, positions))
+
+
+def _chunk_logits(h: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
+    """fp32 logits of a chunk, and the slope of the soft cap there (None where there is none)."""
+    z = torch.nn.functional.linear(h, head.weight_VD, head.bias_V).float()
+    if head.scale != 1.0:
+        z = z.mul_(head.scale)
+    if head.softcap is None:
+        return z, None
+    squashed = z.div_(head.softcap).tanh_()
+    slope = 1.0 - squashed * squashed
+    return squashed.mul_(head.softcap), slope
+
+
+def cross_entropy(h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Σ −log p(target) over N positions, with its gradient, and each position's, without.
 
     Args:
         h_ND: hidden states at the positions whose next token is a target.
         targets_N: the ids of those next tokens.
         head: the output head.
+        z_loss: adds this much of Σ log²Z to the sum, which keeps logits from drifting (PaLM, Chowdhery et al. 2022).
+
+    Returns:
+        The sum, in nats, fp32 (z-loss included); and −log p(target) of each position, fp32, detached.
     """
-    return _ChunkedCrossEntropy.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head.scale, head.softcap)
+    return _SummedCrossEntropy.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head, z_loss)
+
+
+def log_probabilities(h_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
+    """log p(target) at N positions, in nats, fp32, differentiable whatever is made of them (preferences, rewards).
+
+    It costs one more product with the head than `cross_entropy`, whose gradient is known to be a sum's.
+    """
+    return _LogProbabilities.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head)

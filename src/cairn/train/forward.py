@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.head import cross_entropy_sum, head_of
+from cairn.model.head import cross_entropy, head_of
 from cairn.model.packing import Layout
 from cairn.train.objectives import Loss
 
@@ -22,6 +22,7 @@ class TorchBatch:
         positions_T: positions, restarting at each document.
         predict_N: indices into T whose *next* token is a target.
         targets_N: those next tokens.
+        document_N: the document that each target belongs to, by its place in `lengths`.
         lengths: document lengths.
         packed: whether the model may take all documents at once; otherwise they run one by one.
     """
@@ -30,6 +31,7 @@ class TorchBatch:
     positions_T: Tensor
     predict_N: Tensor
     targets_N: Tensor
+    document_N: Tensor
     lengths: tuple[int, ...]
     packed: bool
 
@@ -41,9 +43,10 @@ class TorchBatch:
         positions = torch.as_tensor(batch.position_ids, dtype=torch.long)
         mask[positions == 0] = False
         at = mask.nonzero()[:, 0]
-        return TorchBatch(
-            ids.to(device), positions.to(device), (at - 1).to(device), ids[at].to(device), tuple(int(n) for n in batch.doc_lengths), packed
-        )
+        lengths = tuple(int(n) for n in batch.doc_lengths)
+        document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[at]
+        predict, targets, document = (x.to(device) for x in (at - 1, ids[at], document))
+        return TorchBatch(ids.to(device), positions.to(device), predict, targets, document, lengths, packed)
 
 
 def hidden_states(model: Any, batch: TorchBatch) -> Tensor:
@@ -57,9 +60,8 @@ def hidden_states(model: Any, batch: TorchBatch) -> Tensor:
     return torch.cat(pieces)
 
 
-def target_loss(model: Any, batch: TorchBatch) -> Loss:
+def target_loss(model: Any, batch: TorchBatch, z_loss: float = 0.0) -> Loss:
     """Σ −log p over the batch's targets, in nats; head and loss are computed at targets only."""
-    count = int(batch.predict_N.numel())
     h = hidden_states(model, batch)
-    total = cross_entropy_sum(h.index_select(0, batch.predict_N), batch.targets_N, head_of(model))
-    return Loss(total, count)
+    total, nll_N = cross_entropy(h.index_select(0, batch.predict_N), batch.targets_N, head_of(model), z_loss)
+    return Loss(total, int(batch.predict_N.numel()), nll_N=nll_N)

@@ -26,11 +26,13 @@ class Loss:
         total: the sum over its terms, with a gradient; the loop divides it by the global batch's normaliser.
         count: how many terms it sums (supervised tokens).
         metrics: further figures, summed over the global batch.
+        nll_N: −log p of each target of the batch, detached, where the objective has them; for reports only.
     """
 
     total: Tensor
     count: int
     metrics: dict[str, float] = field(default_factory=dict)
+    nll_N: Tensor | None = None
 
 
 class Objective(Protocol):
