@@ -9,6 +9,12 @@ from cairn.model import head as room
 from cairn.model.head import Head, cross_entropy, head_agrees, head_of, log_probabilities
 
 
+def _same_gradients(mine, plain, leaves):
+    ours, theirs = (torch.autograd.grad(x, leaves, retain_graph=True) for x in (mine, plain))
+    for a, c in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [33, 77, 1100])
 @pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.5, None, True), (1.0, 5.0, False), (2.0, 3.0, True)])
 def test_value_and_gradients(monkeypatch, chunk, scale, softcap, bias):
@@ -24,13 +30,11 @@ def test_value_and_gradients(monkeypatch, chunk, scale, softcap, bias):
     plain = torch.nn.functional.cross_entropy(head.logits(h), targets, reduction="none")
     torch.testing.assert_close(mine, plain.sum())
     torch.testing.assert_close(each, plain)
-    for a, c in zip(torch.autograd.grad(mine * 0.5, leaves), torch.autograd.grad(plain.sum() * 0.5, leaves, retain_graph=True), strict=True):
-        torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
+    _same_gradients(mine * 0.5, plain.sum() * 0.5, leaves)
     # Any function of the single log-probabilities, as preferences make one.
     some, weights = log_probabilities(h, targets, head), torch.linspace(-1, 2, 17)
     torch.testing.assert_close(some, -plain)
-    for a, c in zip(torch.autograd.grad((some * weights).sum(), leaves), torch.autograd.grad((-plain * weights).sum(), leaves), strict=True):
-        torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
+    _same_gradients((some * weights).sum(), (-plain * weights).sum(), leaves)
 
 
 @pytest.mark.parametrize("softcap", [None, 4.0])
@@ -44,8 +48,7 @@ def test_z_loss(softcap):
     torch.testing.assert_close(each.sum(), plain)
     plain = plain + 0.3 * torch.logsumexp(z, -1).square().sum()
     torch.testing.assert_close(mine, plain)
-    for a, c in zip(torch.autograd.grad(mine, [h, w]), torch.autograd.grad(plain, [h, w]), strict=True):
-        torch.testing.assert_close(a, c, atol=1e-4, rtol=1e-4)
+    _same_gradients(mine, plain, [h, w])
 
 
 def test_no_target_gives_zero_and_no_gradient():
