@@ -80,6 +80,8 @@ def transformers_config(config: ModelConfig, *, vocab_size: int, bos_id: int | N
         "pad_token_id": pad_id,
     }
     known = set(AutoConfig.for_model(config.family).to_dict())
+    if config.head_size is None and "head_dim" not in known:
+        del values["head_dim"]  # Falcon works it out itself and refuses to be told
     for key in config.extra:
         if key not in known:
             raise UserError(f"the family '{config.family}' has no key '{key}'", where="model.extra", remedy=did_you_mean(key, known))
