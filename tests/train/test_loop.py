@@ -113,7 +113,7 @@ def test_the_loss_is_that_of_plain_cross_entropy(tmp_path, make_trainer):
 
 def test_a_family_that_leaks_trains_one_by_one_and_says_so(tmp_path, make_trainer):
     said = []
-    trainer = make_trainer(tmp_path, family="gemma2", steps=2)
+    trainer = make_trainer(tmp_path, family="stablelm", steps=2)
     assert not trainer.packed
     trainer.progress.note = said.append
     type(trainer).__init__(trainer, trainer.model.float(), trainer.stream, trainer.config, tmp_path, trainer.progress)

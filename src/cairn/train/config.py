@@ -77,6 +77,9 @@ class Training(Config):
     """Largest norm of the whole gradient; 0 switches clipping off."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: forward and backward in bf16 with fp32 master weights, cast once a step."""
+    attention: Literal["auto", "varlen", "flex", "buckets"] = "auto"
+    """How packed documents attend. auto: the fastest that this machine and the model's heads allow. varlen: FlashAttention; flex: flex
+    attention (both CUDA only); buckets: plain torch, anywhere. A backend asked for by name that cannot serve is an error at start."""
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")

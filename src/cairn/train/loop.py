@@ -20,7 +20,7 @@ from cairn.errors import UserError
 from cairn.ledger.progress import Progress
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
-from cairn.model.packing import enable, packs_cleanly
+from cairn.model.packing import try_packing
 from cairn.train import checkpoint
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch
@@ -70,10 +70,13 @@ class Trainer:
                 f"the family '{model.config.model_type}' scales its logits in a way that is not known here", where="model",
                 remedy="use another family",
             )  # fmt: skip
+        if _switch_off_dropout(self.model):
+            progress.note("the model's dropout is switched off: its draws depend on a state that a resumed run does not have")
         self.plain_attention = model.config._attn_implementation
-        self.packed = _try_packing(self.model)
-        if not self.packed:
-            progress.note(f"'{model.config.model_type}' would leak across packed documents: it trains them one by one, which is slower")
+        verdict = try_packing(self.model, config.attention, longest=config.sequence_length, dtype=dtype_of(config.precision))
+        self.packed = verdict.packs
+        if verdict.note:
+            progress.note(f"'{model.config.model_type}' {verdict.note}")
         self.model.train()
         self.masters = Masters(self.model, dtype_of(config.precision))
         self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model))
@@ -209,21 +212,20 @@ class Trainer:
         return self.model.cpu().eval()
 
 
+def _switch_off_dropout(model: Any) -> bool:
+    """Set every rate of dropout, of skipped layers and of router noise to zero, in the modules only; whether any was above."""
+    found = False
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            random = any(word in name for word in ("drop", "jitter")) or (name == "p" and isinstance(module, torch.nn.Dropout))
+            if random and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                found = True
+    return found
+
+
 def _appending(path: Path) -> IO[str]:
     return open(path, "a", encoding="utf-8")
-
-
-def _try_packing(model: Any) -> bool:
-    """Switch packed attention on if documents do not see each other then; otherwise leave the model as it was."""
-    before = model.config._attn_implementation
-    try:
-        enable(model)
-    except (ValueError, NotImplementedError, AttributeError):
-        return False
-    if packs_cleanly(model):
-        return True
-    model.set_attn_implementation(before)
-    return False
 
 
 class _Speed:
