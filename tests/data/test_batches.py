@@ -75,7 +75,10 @@ def test_batches_hold_whole_documents_within_the_budget(seed, sequences, part):
         after_source, after_row = stream.mix.row_at(position)
         assert batch.tokens + len(sources[after_source][after_row]) > 32 * sequences, "the step is full"
         parts = batch.split(max(32, part))
-        assert all(p.tokens <= max(32, part) for p in parts)
+        assert len(parts) <= -(-batch.tokens // max(32, part))
+        assert all(p.tokens <= max(32, part) + max(batch.doc_lengths) for p in parts)
+        shortest = [min(p.doc_lengths) for p in parts]
+        assert all(max(after.doc_lengths) <= least for least, after in zip(shortest, parts[1:], strict=False))
         assert sum(p.targets for p in parts) == batch.targets
         assert sorted(np.concatenate([p.ids for p in parts])) == sorted(batch.ids)
         for p in parts:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,3 +154,26 @@ def test_metrics_hold_no_clock(tmp_path, make_trainer):
     for line in read_metrics(tmp_path / "metrics.jsonl"):
         assert set(line) == {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens"}
     assert json.loads((tmp_path / "logs" / "speed.jsonl").read_text().splitlines()[0])["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_compiled_runs_repeat_and_resume_to_the_same_bytes(tmp_path):
+    """Two processes, the second of which begins in the middle: what the compiler saw first must not matter."""
+    script = """
+import sys
+from pathlib import Path
+import torch, torch._dynamo.utils as dynamo
+from tests.train.conftest import make_trainer
+folder, until = Path(sys.argv[1]), int(sys.argv[2])
+make = make_trainer.__wrapped__() if hasattr(make_trainer, "__wrapped__") else make_trainer._get_wrapped_function()()
+trainer = make(folder, family="qwen3", compile="on", precision="bfloat16", checkpoints={"every": 5, "keep": 1})
+assert trainer.compiled
+before = dynamo.counters["stats"]["unique_graphs"]
+trainer.resume()
+trainer.run(until=until)
+assert dynamo.counters["stats"]["unique_graphs"] == before, "a step was compiled anew, for sizes that another run would not see first"
+"""
+    root = Path(__file__).parents[2]
+    for folder, until in (("whole", 12), ("cut", 5), ("cut", 12)):
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / folder), str(until)], cwd=root, check=True, timeout=250)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()

@@ -19,7 +19,6 @@ import numpy as np
 
 from cairn.data.encode import Encoded
 from cairn.data.mix import Mix
-from cairn.data.pack import pack
 from cairn.errors import UserError
 
 
@@ -49,16 +48,28 @@ class Batch:
         return int(self.mask.sum())
 
     def split(self, max_tokens: int) -> list[Batch]:
-        """The same documents in as few parts of at most `max_tokens` tokens as packing finds, in an order fixed by their lengths."""
+        """The same documents in parts of about `max_tokens` tokens (a document's length more at most), longest first: attention over
+        documents that are alike in length is one batch. The order is fixed by their lengths and places."""
         if self.tokens <= max_tokens:
             return [self]
         ends = np.cumsum(self.doc_lengths)
         parts = []
-        for group in pack(self.doc_lengths, max_tokens):
+        for group in _fill(self.doc_lengths, max_tokens):
             places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in group])
             lengths, sources = [self.doc_lengths[d] for d in group], [self.sources[d] for d in group]
             parts.append(Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources))
         return parts
+
+
+def _fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Documents from the longest to the shortest, in as few groups as hold them all, of about equal size."""
+    total, before = sum(lengths), 0
+    groups: list[list[int]] = [[] for _ in range(-(-total // capacity))]
+    for document in sorted(range(len(lengths)), key=lambda d: (-lengths[d], d)):
+        # The group in whose share of all tokens the document's middle lies.
+        groups[(2 * before + lengths[document]) * len(groups) // (2 * total)].append(document)
+        before += lengths[document]
+    return [group for group in groups if group]
 
 
 def make_batch(documents: Sequence[Encoded], sources: Sequence[int]) -> Batch:

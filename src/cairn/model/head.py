@@ -70,10 +70,11 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grads = _Gradients(h_ND, weight_VD, bias_V)
         for part in _chunks(len(targets_N), weight_VD.shape[0]):
             z, slope = _chunk_logits(h_ND[part], head)
-            lse = torch.logsumexp(z, -1)
-            nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0]
+            # Probabilities in the logits' own type: passes over fp32 logits cost more time than the products (docs/experiments.md).
+            p = torch.softmax(z, -1)
+            lse = _log_sum(z, p)
+            nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0].float()
             total += nll_N[part].sum()
-            p = z.sub_(lse[:, None]).exp_()
             if z_loss:
                 total += z_loss * lse.square().sum()
                 p *= (1.0 + 2.0 * z_loss * lse)[:, None]
@@ -104,7 +105,7 @@ class _LogProbabilities(torch.autograd.Function):
         logp_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
         lse_N = torch.empty_like(logp_N)
         for part in _chunks(len(targets_N), weight_VD.shape[0]):
-            z, _ = _chunk_logits(h_ND[part], head)
+            z = _chunk_logits(h_ND[part], head)[0].float()
             lse_N[part] = torch.logsumexp(z, -1)
             logp_N[part] = z.gather(1, targets_N[part, None])[:, 0] - lse_N[part]
         ctx.save_for_backward(h_ND, weight_VD, bias_V, targets_N, lse_N)
@@ -118,7 +119,7 @@ class _LogProbabilities(torch.autograd.Function):
         sums = _Gradients(h_ND, weight_VD, bias_V)
         for part in _chunks(len(targets_N), weight_VD.shape[0]):
             z, slope = _chunk_logits(h_ND[part], head)
-            g = z.sub_(lse_N[part, None]).exp_().neg_()
+            g = z.float().sub_(lse_N[part, None]).exp_().neg_()
             g[torch.arange(len(g), device=g.device), targets_N[part]] += 1.0
             sums.add(part, g.mul_(grads[0][part, None]), slope, head)
         dw, db = sums.dw, sums.db
@@ -160,15 +161,21 @@ def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
 
 
 def _chunk_logits(h: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
-    """fp32 logits of a chunk, and the slope of the soft cap there (None where there is none)."""
-    z = torch.nn.functional.linear(h, head.weight_VD, head.bias_V).float()
+    """Logits of a chunk, in fp32 where they are scaled or capped, and the slope of the soft cap there (None where there is none)."""
+    z = torch.nn.functional.linear(h, head.weight_VD, head.bias_V)
     if head.scale != 1.0:
-        z = z.mul_(head.scale)
+        z = z.float().mul_(head.scale)
     if head.softcap is None:
         return z, None
-    squashed = z.div_(head.softcap).tanh_()
+    squashed = z.float().div_(head.softcap).tanh_()
     slope = 1.0 - squashed * squashed
     return squashed.mul_(head.softcap), slope
+
+
+def _log_sum(z: Tensor, p: Tensor) -> Tensor:
+    """log Σ exp(z) in fp32, out of the largest logit and its probability: no further pass of exponentials."""
+    top = z.max(-1)
+    return top.values.float() - p.gather(1, top.indices[:, None])[:, 0].float().log()
 
 
 def cross_entropy(h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from cairn.config import Config
 
+COMPILE_FLOPS = 3e13
+"""Training work from which compiling pays: some 15 s of compiling against a fifth of about 100 s (docs/experiments.md)."""
+
 
 class OptimizerConfig(Config):
     """How weights move."""
@@ -80,6 +83,9 @@ class Training(Config):
     attention: Literal["auto", "varlen", "flex", "buckets"] = "auto"
     """How packed documents attend. auto: the fastest that this machine and the model's heads allow. varlen: FlashAttention; flex: flex
     attention (both CUDA only); buckets: plain torch, anywhere. A backend asked for by name that cannot serve is an error at start."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Hand the formulas between the matrix products to torch's compiler: a few seconds' start for a fifth to a third more speed. auto: for
+    runs of at least COMPILE_FLOPS on a machine that has what it needs (a C++ compiler); the record says whether it was."""
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")

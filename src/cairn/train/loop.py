@@ -14,15 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 import torch
 
+from cairn.data.batches import make_batch
+from cairn.data.encode import Encoded
 from cairn.errors import UserError
 from cairn.ledger.progress import Progress
+from cairn.model import kernels
+from cairn.model.fused import fuse, join_weights, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
-from cairn.model.packing import try_packing
+from cairn.model.packing import probe, try_packing
+from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
-from cairn.train.config import Training
+from cairn.train.config import COMPILE_FLOPS, Training
 from cairn.train.forward import TorchBatch
 from cairn.train.objectives import load_objective
 from cairn.train.optim import Masters, Optimizer, clip_gradients, embedding_names
@@ -43,6 +49,7 @@ def deterministic(threads: int) -> None:
     torch.use_deterministic_algorithms(True)
     # Filling fresh memory with NaN guards against reading it; it costs 4 % of a step, and nothing here reads what it did not write.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    keep_freed_memory()
     if torch.cuda.is_available():
         # cuBLAS picks its workspace at run time otherwise, and sums in another order.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -63,7 +70,7 @@ class Trainer:
     def __init__(self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu") -> None:
         self.config, self.folder, self.progress, self.device = config, folder, progress, device
         self.model = model.to(device).train()
-        self.stream = stream
+        self.stream, self.total = stream, config.total_steps
         self.objective = load_objective(config.objective)
         if not head_agrees(self.model.eval()):
             raise UserError(
@@ -77,11 +84,43 @@ class Trainer:
         self.packed = verdict.packs
         if verdict.note:
             progress.note(f"'{model.config.model_type}' {verdict.note}")
+        fused = fuse(self.model, probe) if self.packed else []
         self.model.train()
         self.masters = Masters(self.model, dtype_of(config.precision))
+        if fused:
+            join_weights(self.model)
+        self.compiled = bool(fused) and self._pays_to_compile()
+        if self.compiled:
+            self._compile()
         self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model))
         self.step, self.seen = 0, {"tokens": 0, "supervised_tokens": 0}
-        self.total = config.total_steps
+
+    def _pays_to_compile(self) -> bool:
+        """Whether the formulas are compiled: a function of the configuration, and of whether this machine can."""
+        config = self.config
+        work = 6.0 * sum(p.numel() for p in self.model.parameters()) * self.total * config.step_tokens
+        if config.compile == "off" or (config.compile == "auto" and work < COMPILE_FLOPS):
+            return False
+        if kernels.compiler_found():
+            return True
+        if config.compile == "on":
+            what = "there is no C++ compiler for torch's compiler to use"
+            raise UserError(what, where="compile", remedy="install g++, or set compile: off")
+        self.progress.note("no C++ compiler found: formulas are not compiled, which is slower")
+        return False
+
+    def _compile(self) -> None:
+        """Compile on documents that are always the same: the compiler tunes its code to the sizes that it sees first, and a run that
+        goes on would see others than the run that it continues."""
+        begun, length = time.monotonic(), min(256, self.config.sequence_length)
+        count = max(2, self.config.sequence_length * self.config.batch_sequences // length)
+        ids = np.arange(count * length) % self.model.get_input_embeddings().weight.shape[0]
+        lengths = [length - i % 3 for i in range(count)]
+        batch = make_batch([Encoded(ids[:n], np.ones(n, np.uint8)) for n in lengths], [0] * count)
+        with kernels.compiled(True):
+            self.objective.loss(self.model, TorchBatch.of(batch, self.device, packed=True)).total.backward()
+        self.model.zero_grad()
+        self.progress.note(f"formulas compiled in {time.monotonic() - begun:.0f} s")
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
@@ -170,7 +209,10 @@ class Trainer:
 
     def one_step(self) -> dict[str, Any]:
         """One optimiser step; returns its line of metrics."""
-        whole = next(self.stream)
+        with kernels.compiled(self.compiled):
+            return self._one_step(next(self.stream))
+
+    def _one_step(self, whole: Any) -> dict[str, Any]:
         capacity = self.config.sequence_length * self.config.batch_sequences
         parts = [TorchBatch.of(b, self.device, packed=self.packed) for b in whole.split(capacity)]
         supervised = sum(int(p.predict_N.numel()) for p in parts)
@@ -207,6 +249,7 @@ class Trainer:
         """The model with its fp32 weights, ready to be saved."""
         for name, p in self.model.named_parameters():
             p.data = self.masters.named[name].detach().clone() if name in self.masters.named else p.data.float()
+        restore(self.model)
         if self.packed:
             self.model.set_attn_implementation(self.plain_attention)
         return self.model.cpu().eval()

@@ -126,6 +126,14 @@ def check(model: Any, longest: int | None = None, cases: set[Case] | None = None
     return ""
 
 
+def probe(model: Any) -> Tensor:
+    """Hidden states of two short packed documents, windows and soft caps narrowed: what a change of the model's parts must not change."""
+    device, vocab = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
+    a, b = ((torch.arange(n, device=device) * step + 1) % vocab for n, step in zip(LENGTHS, (5, 3), strict=True))
+    with _narrowed(model):
+        return _packed(model, (a, b), 0, Layout(LENGTHS, device))
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
