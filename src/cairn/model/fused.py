@@ -141,8 +141,8 @@ def _attention_forward(self: Any, hidden_states: Tensor, position_embeddings: An
 
 
 def _is_norm(module: nn.Module) -> bool:
-    names = [n for n, _ in module.named_parameters()]
-    return names == ["weight"] and not list(module.children()) and module.weight.ndim == 1 and _eps(module) is not None
+    parameters = dict(module.named_parameters())
+    return list(parameters) == ["weight"] and not list(module.children()) and parameters["weight"].ndim == 1 and _eps(module) is not None
 
 
 def _plain(module: nn.Module, names: Sequence[str]) -> bool:
@@ -159,7 +159,7 @@ def _is_feed_forward(module: nn.Module) -> bool:
 
 def _is_attention(module: nn.Module) -> bool:
     children = {n for n, _ in module.named_children()}
-    if children - {"q_norm", "k_norm"} != {"q_proj", "k_proj", "v_proj", "o_proj"} or getattr(module, "attention_dropout", 0.0):
+    if children - {"q_norm", "k_norm"} != {"q_proj", "k_proj", "v_proj", "o_proj"} or getattr(module, "attention_dropout", None):
         return False
     return hasattr(module, "scaling") and hasattr(module, "head_dim") and _plain(module, ("q_proj", "k_proj", "v_proj"))
 
