@@ -10,7 +10,7 @@ from cairn.model.fused import fuse, join_weights, joined_linear, restore
 from cairn.model.head import cross_entropy, head_of
 from cairn.model.packing import Layout, enable, probe
 
-ALL = ["norms", "feed-forward", "attention"]
+ALL = ["linear", "norms", "feed-forward", "attention"]
 LENGTHS = (9, 40, 9, 2)
 
 FAMILIES = [
@@ -18,9 +18,9 @@ FAMILIES = [
     ("qwen3", {}, ALL),
     ("mistral", {"sliding_window": 3}, ALL),
     ("mistral", {"sliding_window": 30}, ALL),  # wider than what the check looks at
-    ("qwen2", {}, ["norms", "feed-forward"]),  # a bias on queries, keys and values
-    ("gemma", {}, ["attention"]),  # norms of (1 + weight), and GELU
-    ("gpt_neox", {}, []),
+    ("qwen2", {}, ["linear", "norms", "feed-forward"]),  # a bias on queries, keys and values
+    ("gemma", {}, ["linear", "attention"]),  # norms of (1 + weight), and GELU
+    ("gpt_neox", {}, ["linear"]),
 ]
 
 
@@ -67,7 +67,7 @@ def test_a_part_that_differs_is_put_back(tiny, monkeypatch):
     model = tiny()
     enable(model, "buckets")
     monkeypatch.setattr(kernels, "gated_silu", lambda x: torch.nn.functional.gelu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1])
-    assert fuse(model, probe) == ["norms", "attention"]
+    assert fuse(model, probe) == ["linear", "norms", "attention"]
     assert "forward" not in vars(model.model.layers[0].mlp)
 
 
@@ -85,6 +85,18 @@ def test_neighbouring_weights_are_one_product(tiny):
     with torch.no_grad():  # what an optimiser writes into the weights, the one product sees
         layers[1].weight.zero_()
     assert joined_linear(x, layers)[:, 64:].abs().max() == 0
+
+
+def test_frozen_weights_get_no_gradient(tiny):
+    model = tiny()
+    enable(model, "buckets")
+    fuse(model, probe)
+    join_weights(model)
+    model.requires_grad_(False)
+    chosen = model.model.layers[0].self_attn.o_proj.weight
+    chosen.requires_grad_(True)
+    states(model)[1].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["model.layers.0.self_attn.o_proj.weight"]
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from cairn.errors import UserError
 
-LOGITS = 1 << 23
-"""Logits that are held at once (32 MB in fp32): fewer positions at a time where the vocabulary is larger."""
+LOGITS = 1 << 24
+"""Logits that are held at once (32 MB in bf16): fewer positions at a time where the vocabulary is larger."""
+ROWS = 8192
+"""Rows of the head's weight whose gradient is added at once."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ class _Gradients:
         low = g.to(self.h.dtype)
         self.dh[part] = low @ self.weight
         if self.dw is not None:
-            self.dw += low.t() @ self.h[part]
+            # Rows by the thousand: a product of the whole weight's size would be fetched from the system, and cleared, for each chunk.
+            for rows in (slice(at, at + ROWS) for at in range(0, len(self.dw), ROWS)):
+                self.dw[rows] += low[:, rows].t() @ self.h[part]
         if self.db is not None:
             self.db += g.sum(0)
 
