@@ -9,7 +9,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -215,3 +217,73 @@ def call_cairn(words: Sequence[str], *, log: IO[str] | None = None, fine: Sequen
         remedy = f"its own message is in {log.name}" if log is not None else "its own message stands above"
         raise UserError(f"the measured command ended with status {done.returncode}", where=where[:400], remedy=remedy)
     return Finished(done.returncode, seconds, done.stdout)
+
+
+class Script:
+    """A script of a benchmark as a process of its own, which is talked to in lines of JSON.
+
+    Args:
+        path: the script. It is given the path of a JSON file that holds `job`.
+        job: what it is told.
+        folder: where the job and the log (all that it prints on standard error) are written.
+        name: their name.
+        python: the interpreter; ours unless given.
+        environ: further environment variables.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        job: Mapping[str, Any],
+        folder: Path,
+        name: str,
+        *,
+        python: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self.log = name, folder / f"{name}.log"
+        told = folder / f"{name}.json"
+        told.write_text(json.dumps(job, indent=1), encoding="utf-8")
+        # The source that runs this is what is measured, however it was put on the path.
+        source = str(Path(cairn.__file__).parents[1])
+        settings = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH")))), **(environ or {})}
+        with open(self.log, "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                [str(python or sys.executable), str(path), str(told)], env=settings, text=True, stderr=log, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )  # fmt: skip
+
+    def read(self) -> dict[str, Any]:
+        """Its next reply.
+
+        Raises:
+            UserError: it ended without one.
+        """
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        if not line:
+            status = self.process.wait()
+            tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:])
+            raise UserError(f"'{self.name}' ended with status {status}", where=str(self.log), remedy=f"its last words:\n{tail}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, words: str) -> dict[str, Any]:
+        """Send it a line, and read its reply."""
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # the missing reply tells why it ended
+            self.process.stdin.write(words + "\n")
+            self.process.stdin.flush()
+        return self.read()
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
