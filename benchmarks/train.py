@@ -46,6 +46,8 @@ class Shape(Config):
     """Length of a turn."""
     rounds: int | None = None
     """Most turns of each."""
+    warmup: int = 2
+    """Steps before the first turn."""
     bounds: dict[str, str] = Field(default_factory=dict)
     """What must be reached, by what is compared."""
 
@@ -87,7 +89,7 @@ class Options(Config):
     peers: list[str] = EVERYBODY
     """Whom ours is compared with; a bound that needs one left out is skipped."""
     rounds: int = Field(3, ge=1)
-    """Turns of ours and of each peer. L has two at most: a step of its peers takes half a minute."""
+    """Turns of ours and of each peer; M and L have two at most, for a step of their peers takes long."""
     seconds: float | None = Field(None, gt=0)
     """Length of a turn; the step that it falls into is finished. None: the shape's own."""
     rows: int = Field(0, ge=0)
@@ -187,7 +189,7 @@ class Bench:
 
     def _common(self, shape: str, rows: str) -> dict[str, Any]:
         folder = self.shapes[shape]["folder"]
-        return {"model": f"{folder}/model", "rows": f"{folder}/{rows}.npz", "seed": self.options.seed, "warmup": 2 if shape != "L" else 1}
+        return {"model": f"{folder}/model", "rows": f"{folder}/{rows}.npz", "seed": self.options.seed, "warmup": SHAPES[shape].warmup}
 
 
 def model_of(shape: str) -> dict[str, Any]:
@@ -428,7 +430,7 @@ def ranks(bench: Bench) -> list[Row]:
     say(f"{shape}: two ranks against one")
     cut = bench.ours(shape)
     job = {
-        "data": str(data_of(options)), "vocab_size": SHAPES[shape].vocab_size, "model": model_of(shape), "rounds": options.rounds,
+        "data": str(data_of(options)), "vocab_size": SHAPES[shape].vocab_size, "model": model_of(shape), "rounds": min(2, options.rounds),
         "training": {**cut["training"], "steps": 15}, "folder": cut["folder"],
     }  # fmt: skip
     found = bench.answer("ranks", job, "ranks")
