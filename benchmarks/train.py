@@ -94,8 +94,8 @@ class Options(Config):
     """Length of a turn; the step that it falls into is finished. None: the shape's own."""
     rows: int = Field(0, ge=0)
     """Use so many rows, spread over the data; 0: all."""
-    compile_dense: bool = True
-    """Whether the dense loop is compiled; without, it is slower and starts at once."""
+    compile: bool = True
+    """Whether ours and the dense loop compile, which no turn counts; without, both are slower and start at once."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Further keys of ours in all parts, as a recipe's train stage takes them."""
     vocabularies: list[int] = VOCABULARIES
@@ -169,7 +169,9 @@ class Bench:
         training = {
             "steps": 1_000_000, "sequence_length": MAX_LENGTH, "batch_sequences": one // MAX_LENGTH, "accumulate": step // one,
             "precision": "bfloat16", "optimizer": {"kind": "adamw", "lr": 2e-5}, "schedule": {"kind": "constant"},
-            "checkpoints": {"resume_seconds": 1e6}, **self.options.training, **(more or {}),
+            "checkpoints": {"resume_seconds": 1e6},
+            # By length of run it would be decided anew in every part, and the steps of `quality` are set by the speed before.
+            "compile": "on" if self.options.compile else "off", **self.options.training, **(more or {}),
         }  # fmt: skip
         self.number += 1
         return {**self._common(shape, rows), "training": training, "folder": str(self.folder / f"run-{self.number}")}
@@ -182,7 +184,7 @@ class Bench:
         accumulate = max(1, round(step / batch / (known["mean_length"] if peer.rows else MAX_LENGTH)))
         told = {**self._common(shape, rows), **peer.job}
         if peer.script == "dense":
-            told["compile"] = self.options.compile_dense
+            told["compile"] = self.options.compile
             return {**told, "length": MAX_LENGTH, "batch": batch, "accumulate": accumulate, "optimizer": {"kind": "adamw", "lr": 2e-5}}
         settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulate, **peer.settings}
         return {**told, "settings": settings}
