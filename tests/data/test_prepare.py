@@ -133,3 +133,12 @@ def test_two_sources_of_one_name_are_refused(write, tmp_path):
     path = write("x.jsonl", [row("q", "a")])
     with pytest.raises(UserError, match="two sources"):
         run(tmp_path / "out", ("x", path, {}), ("x", path, {}))
+
+
+def test_duplicates_that_carry_one_id_are_dropped_too(write, tmp_path):
+    same = {"id": "one", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    other = {"id": "one", "messages": [{"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]}
+    summary = run(tmp_path / "out", ("x", write("x.jsonl", [same, same, other, same]), {}), holdout=0)
+    assert (summary["sources"]["x"]["train"], summary["sources"]["x"]["duplicates"]) == (2, 2)
+    assert len(list(read_rows(tmp_path / "out" / "x.train.jsonl"))) == 2
+    assert [line["why"] for line in lines(tmp_path / "out" / "dropped.jsonl")] == ["the same as x one"] * 2

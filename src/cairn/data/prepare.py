@@ -166,8 +166,9 @@ def _dropped_line(name: str, outcome: Outcome) -> str:
 
 def _is_duplicate(row: Row, source: HeldSource, counts: Counts, dropped: IO[str], done: Prepared) -> bool:
     key = content_key(row)
-    first = done.seen.setdefault(key, f"{source.name} {row['id']}")
-    if first == f"{source.name} {row['id']}":
+    first = done.seen.get(key)
+    if first is None:
+        done.seen[key] = f"{source.name} {row['id']}"
         return False
     counts.duplicates += 1
     dropped.write(json.dumps({"source": source.name, "id": row["id"], "why": f"the same as {first}"}, ensure_ascii=False) + "\n")
