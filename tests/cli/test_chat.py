@@ -95,6 +95,10 @@ def test_commands_change_the_dialogue(talk: Any, model: str) -> None:
     assert talk([model], ["/system Yell.", "Hi", "/reset", "/system", "Hi", "/quit", "Hi"]).out == "HELLO\nHello, 친구!\n"
 
 
+def test_an_empty_system_message_is_none(talk: Any, model: str) -> None:
+    assert talk([model, "--system", ""], ["Hi", "Who?"]).out == talk([model], ["Hi", "Who?"]).out
+
+
 def test_help_names_every_command_that_there_is(talk: Any, model: str) -> None:
     from cairn.cli.repl import HELP, Commands
 

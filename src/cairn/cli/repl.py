@@ -74,7 +74,12 @@ class Dialogue:
     @property
     def messages(self) -> list[Message]:
         """The system message, where there is one, and the turns."""
-        return ([{"role": "system", "content": self.system}] if self.system else []) + self.turns
+        return self.opening + self.turns
+
+    @property
+    def opening(self) -> list[Message]:
+        """The system message, where there is one; an empty one is none."""
+        return [{"role": "system", "content": self.system}] if self.system else []
 
     def pending(self) -> list[dict[str, Any]]:
         """The functions that were called in the last answer and whose results are not there yet."""
@@ -151,10 +156,9 @@ class Conversation:
         from cairn.generate.session import Final
 
         dialogue = self.dialogue
-        system = [] if dialogue.system is None else dialogue.messages[:1]
         with self.interrupt:
             events = self.session.reply(
-                system + dialogue.turns + added,
+                dialogue.opening + dialogue.turns + added,
                 tools=dialogue.tools,
                 attributes=dialogue.attributes,
                 sampling=self.sampling,
