@@ -11,6 +11,8 @@ from cairn.errors import UserError
 from cairn.ledger.store import Store
 from cairn.pipeline.keys import Node, nodes
 from cairn.pipeline.recipe import load_recipe
+from cairn.pipeline.run import run_recipe
+from cairn.pipeline.verify import replay
 
 Write = Callable[..., str]
 
@@ -67,3 +69,14 @@ def test_until_leaves_out_what_is_not_needed(write_recipe: Write, store: Store) 
     assert [n.name for n in nodes(load_recipe(path), store, "b")] == ["a", "b"]
     with pytest.raises(UserError, match="no stage 'd'"):
         nodes(load_recipe(path), store, "d")
+
+
+def test_home_is_meant_by_a_tilde_everywhere(write_recipe: Write, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    (tmp_path / "in.txt").write_text("x\n")
+    path = write_recipe("  a:\n    kind: lines\n    file: ~/in.txt\n    parts: [{path: ~/in.txt}]\n")
+    result = run_recipe(load_recipe(path), store)
+    artifact = result.stages[0].artifact
+    assert artifact.path("out/lines.txt").read_text().endswith("x\nx\n")
+    assert replay(artifact, store).ok

@@ -5,12 +5,13 @@ They stand on the lowest floor so that a room's own configuration can carry them
 
 from __future__ import annotations
 
+import os.path
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 
 class _Mark:
@@ -28,8 +29,9 @@ INPUT = _Mark("INPUT")
 
 StageRef = Annotated[str, STAGE]
 """A field that holds the name of another stage of the recipe."""
-InputPath = Annotated[str, INPUT]
-"""A field that holds a file or folder from outside: its content counts in the key, its path does not."""
+InputPath = Annotated[str, INPUT, AfterValidator(os.path.expanduser)]
+"""A field that holds a file or folder from outside: its content counts in the key, its path does not.
+`~` is expanded here and nowhere else."""
 
 Location = tuple[str | int, ...]
 

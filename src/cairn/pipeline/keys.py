@@ -114,7 +114,7 @@ def stage_code(stage: Stage) -> str:
 
 
 def _file(path: str, store: Store, where: str) -> File:
-    full = Path(path).expanduser().absolute()
+    full = Path(path).absolute()
     if not full.exists():
         raise UserError(f"no such file or folder: {path}", where=where, remedy=f"check the path (it was looked for as {full})")
     try:

@@ -156,7 +156,7 @@ def _same_file(config: Any, place: str, absolute: str, digest: str, store: Store
         step: str | int = int(part) if isinstance(given, list) else part
         location.append(step)
         given = given[step]
-    for path in (Path(given).expanduser(), Path(absolute)):
+    for path in (Path(given), Path(absolute)):
         if path.exists() and store.content_digest(path) == digest:
             return config if str(path) == given else replace(config, tuple(location), str(path))
     exists = Path(absolute).exists()
