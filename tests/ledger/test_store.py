@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cairn.errors import UserError
-from cairn.ledger.digest import bytes_digest
+from cairn.ledger.digest import bytes_digest, file_digest, folder_digest
 from cairn.ledger.record import Record, hash_outputs, outputs_digest, record_text
 from cairn.ledger.store import Artifact, Store, default_root, show_bytes, write_atomically
 
@@ -232,6 +232,31 @@ def test_content_digest_is_remembered_once_the_file_is_at_rest(store: Store, tmp
     first = store.content_digest(file)
     monkeypatch.setattr("cairn.ledger.store.file_digest", lambda path: pytest.fail("hashed again"))
     assert store.content_digest(file) == first
+
+
+def test_of_a_folder_only_what_changed_is_hashed_again(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    (folder / "in").mkdir(parents=True)
+    for name in ("a.txt", "in/b.txt"):
+        (folder / name).write_text(name)
+    real, hashed = time.time_ns, []
+    monkeypatch.setattr(time, "time_ns", lambda: real() + 10_000_000_000)
+
+    def counted(path: Path) -> str:
+        hashed.append(Path(path).name)
+        return file_digest(path)
+
+    monkeypatch.setattr("cairn.ledger.store.file_digest", counted)
+    first = store.content_digest(folder)
+    assert first == folder_digest(folder)
+    assert sorted(hashed) == ["a.txt", "b.txt"]
+    assert store.content_digest(folder) == first
+    assert len(hashed) == 2, "nothing has changed"
+    (folder / "in" / "b.txt").write_text("other")
+    assert store.content_digest(folder) == folder_digest(folder) != first
+    assert hashed[2:] == ["b.txt"]
+    (folder / "a.txt").rename(folder / "c.txt")
+    assert store.content_digest(folder) == folder_digest(folder), "names count"
 
 
 def test_test_save_leaves_nothing_and_checks_the_room(store: Store) -> None:

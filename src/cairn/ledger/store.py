@@ -4,7 +4,7 @@
     <root>/drafts/<key>/              what a running or killed stage has written so far
     <root>/recipes/<recipe>/<stage>.json   the last artifact of each stage, by name
     <root>/locks/<key>.lock           held while a stage runs
-    <root>/cache/                     digests of large files from outside; may be deleted at any time
+    <root>/cache/                     digests of large files and folders from outside; may be deleted at any time
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import UserError
-from cairn.ledger.digest import file_digest, folder_digest, folder_files, json_digest
+from cairn.ledger.digest import file_digest, folder_files, json_digest
 from cairn.ledger.record import RECORD, RESUME, Record, outputs_digest, read_record, record_text
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -235,26 +235,23 @@ class Store:
         return Artifact(self.artifacts / key)
 
     def content_digest(self, path: Path) -> str:
-        """Digest of a file or folder from outside; that of an unchanged large file is remembered in the store's cache."""
-        if path.is_dir():
-            return folder_digest(path)
-        state = path.stat()
-        # ctime cannot be set by hand, so a file of old date with new bytes is not taken for the old one.
-        stamp = [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-        if state.st_size < 1 << 22:
+        """Digest of a file or folder from outside. Of unchanged files, large or in a folder, it is remembered in the cache."""
+        if not path.is_dir() and path.stat().st_size < 1 << 22:
             return file_digest(path)
-        memory = self.cache / f"{json_digest(stamp[0])}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(memory.read_text(encoding="utf-8"))
-            if known["stamp"] == stamp:
-                return str(known["sha256"])
-        digest = file_digest(path)
+        memory = self.cache / f"{json_digest(str(path.resolve()))}.json"
+        known: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = dict(json.loads(memory.read_text(encoding="utf-8")))
+        files = {name: path / name for name in (folder_files(path) if path.is_dir() else [""])}
+        found = {name: _remembered(file, known.get(name)) for name, file in files.items()}
+        now = time.time_ns()
         # Clocks of file systems are coarse: a file changed just now could change again under the same stamp.
-        if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > 2_000_000_000:
+        kept = {name: [stamp, digest] for name, (stamp, digest) in found.items() if now - max(stamp[2:4]) > 2_000_000_000}
+        if kept != known:
             with contextlib.suppress(OSError):
                 self.cache.mkdir(parents=True, exist_ok=True)
-                write_atomically(memory, json.dumps({"stamp": stamp, "sha256": digest}))
-        return digest
+                write_atomically(memory, json.dumps(kept))
+        return json_digest({name: digest for name, (_, digest) in found.items()}) if path.is_dir() else found[""][1]
 
     def test_save(self, need_bytes: int = 0) -> None:
         """Write, sync, rename and delete a small file, and see that `need_bytes` are free: before any long work.
@@ -331,6 +328,16 @@ class Store:
                 remedy="choose a folder that you may write with --store or the variable CAIRN_STORE",
             )
         return None
+
+
+def _remembered(file: Path, known: Any) -> tuple[list[Any], str]:
+    """(stamp, digest) of a file: out of what is `known` of it if its stamp is still the same."""
+    state = file.stat()
+    # ctime cannot be set by hand, so a file of old date with new bytes is not taken for the old one.
+    stamp = [str(file.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
+        return stamp, str(known[1])
+    return stamp, file_digest(file)
 
 
 def default_root() -> Path:
