@@ -103,3 +103,32 @@ def test_a_hub_name_is_looked_up_in_the_cache(store: Store, tmp_path: Path, monk
     assert asked == [("maker/model", True)]
     with pytest.raises(UserError, match="nothing is called"):
         resolve("maker/other", store)
+
+
+@pytest.mark.parametrize(("how", "told"), [("offline", "cannot be reached"), ("unknown", "no such"), ("gated", "asks for access")])
+def test_why_the_hub_gave_nothing_is_told(store: Store, monkeypatch: pytest.MonkeyPatch, how: str, told: str) -> None:
+    from huggingface_hub import errors
+
+    def download(name: str, *, local_files_only: bool, allow_patterns: list[str]) -> str:
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not in the cache")
+        if how == "unknown":
+            raise errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError, "401 Client Error")
+        if how == "gated":
+            raise errors.GatedRepoError.__new__(errors.GatedRepoError, "403 Client Error")
+        raise errors.LocalEntryNotFoundError("cannot be reached: Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UserError, match="nothing is called 'maker/model'") as caught:
+        resolve("maker/model", store)
+    assert told in str(caught.value)
+
+
+def test_a_full_disk_while_fetching_is_no_unknown_name(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(name: str, **_: object) -> str:
+        raise OSError(28, "No space left on device", "/cache/blob")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        resolve("maker/model", store)
+    assert caught.value.where == "/cache/blob"

@@ -5,6 +5,7 @@ A REF is `recipe/stage` (its last run), a folder, the start of a key, or the nam
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -64,9 +65,11 @@ def locate(ref: str, store: Store, *, hub: bool = True) -> Path:
         if keys:
             raise UserError(f"{len(keys)} artifacts have keys that start with {ref}", where=str(store.root), remedy="type more of the key")
     if hub and slash and recipe not in named and _HUB_NAME.fullmatch(ref):
-        found = _from_hub(ref)
+        found, reason = _from_hub(ref)
         if found is not None:
             return found
+        error = _unknown(ref, store, named)
+        raise UserError(f"{error.what}, and the hub gave none: {reason}", where=error.where, remedy=error.remedy)
     raise _unknown(ref, store, named)
 
 
@@ -127,15 +130,33 @@ def _unknown(ref: str, store: Store, named: dict[str, dict[str, str]]) -> UserEr
     return UserError(f"nothing is called '{ref}'", where=where, remedy=did_you_mean(ref, known))
 
 
-def _from_hub(name: str) -> Path | None:
-    """The local folder of a checkpoint on the hub: from the cache if it is there, fetched otherwise; None if neither works."""
+def _from_hub(name: str) -> tuple[Path | None, str]:
+    """The local folder of a checkpoint on the hub, from the cache or else fetched; without one, the reason.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md"]
-    for local in (True, False):
-        try:
-            return Path(snapshot_download(name, local_files_only=local, allow_patterns=patterns))
-        except Exception:
-            # Offline, unknown, gated: each raises a type of its own, and to the user each means: not under this name.
-            continue
-    return None
+    with contextlib.suppress(Exception):  # not in the cache: each way of not being there has a type of its own
+        return Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns)), ""
+    try:
+        return Path(snapshot_download(name, local_files_only=False, allow_patterns=patterns)), ""
+    except GatedRepoError:
+        return None, f"it asks for access first (request it at https://huggingface.co/{name}, then `hf auth login`)"
+    except RepositoryNotFoundError:
+        return None, "there is no such model there, or it is private"
+    except HFValidationError as error:
+        return None, _first_line(error)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            what = f"cannot keep '{name}': {error.strerror}"
+            raise UserError(what, where=str(error.filename), remedy="check the disk, or set HF_HOME to another") from None
+        return None, f"it cannot be reached, or it refuses ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    """What an exception of another library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
