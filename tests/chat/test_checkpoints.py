@@ -116,6 +116,19 @@ def test_a_mask_that_would_train_nothing_is_refused(checkpoint: Make, template: 
         renderer_of(checkpoint(template))
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        STOCK.replace("+ '<|im_end|>' + '\\n' }}", "}}{% if message['role'] == 'user' %}{{ '<|im_end|>\\n' }}{% endif %}"),
+        "{% for m in messages %}{{ m['role'] }}: {% generation %}{{ m['content'] }}{% endgeneration %}\n{% endfor %}",
+    ],
+)
+def test_a_template_whose_answers_never_stop_is_refused(checkpoint: Make, template: str) -> None:
+    with pytest.raises(UserError, match="never ends an answer") as error:
+        renderer_of(checkpoint(template))
+    assert "stop" in error.value.remedy
+
+
 def test_a_template_whose_prompts_are_no_beginnings_is_refused(checkpoint: Make) -> None:
     with pytest.raises(UserError, match="not how the conversation begins") as error:
         renderer_of(checkpoint("{{ messages | length }}" + STOCK))

@@ -318,6 +318,14 @@ class Renderer:
                 where="chat_template",
                 remedy="use a shipped format, or a template whose {% generation %} marks stand around the assistant's text",
             )
+        # Without it a model learns answers that go on until the longest length allowed. k2's plain answer in the middle of a dialogue
+        # has none either, as its card wants it; the probe ends with its answer, where every format has one.
+        if not set(learned) & set(self.stop_ids):
+            raise UserError(
+                f"the template of '{self.format.name}' never ends an answer: no stop token is among what would be learnt",
+                where="chat_template",
+                remedy="use a shipped format, or a template that writes a stop token (eos) behind the assistant's text, inside its marks",
+            )
 
     def _probe_stops(self) -> list[int]:
         """The first special token behind an answer: what this template ends answers with."""
