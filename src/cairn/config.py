@@ -6,12 +6,12 @@ Knows YAML, pydantic and nothing of what is configured. An unknown key is refuse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from cairn.errors import UserError, did_you_mean
 
@@ -23,6 +23,34 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+Place = tuple[str | int, ...]
+
+
+class Invalid(ValueError):
+    """What a validator refuses, with its own remedy.
+
+    Args:
+        what: the problem, one sentence that holds the value.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.remedy = remedy
+
+
+def checked(check: Callable[[Any], object]) -> AfterValidator:
+    """Metadata for a field whose value `check` refuses with a `UserError`: it is told with the value's own line."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except UserError as error:
+            raise Invalid(error.what, error.remedy) from None
+        return value
+
+    return AfterValidator(validate)
 
 
 def canonical_bytes(value: Any) -> bytes:
@@ -125,28 +153,61 @@ def build(cls: type[C], value: Mapping[str, Any], *, where: str, text: str | Non
     Raises:
         UserError: an unknown key (with "did you mean"), a wrong type, or a value out of range.
     """
+
+    def spot(place: Place) -> str:
+        path = (*prefix, *place)
+        line = key_line(text, path) if text else None
+        return ", ".join(part for part in (where, f"line {line}" if line else "", _dotted(path)) if part)
+
     try:
         return cls.model_validate(value)
+    except UserError as error:
+        # A validator may ask another room, whose error knows nothing of this file.
+        raise UserError(error.what, where=error.where or spot(()), remedy=error.remedy) from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = tuple(prefix) + tuple(first["loc"])
-        line = key_line(text, path) if text else None
-        spot = f"{where}, line {line}, {_dotted(path)}" if line else f"{where}, {_dotted(path)}"
+        first, place = _foremost(error, value)
         if first["type"] == "extra_forbidden":
-            key = str(first["loc"][-1])
-            known = _known_keys(cls, tuple(first["loc"][:-1]))
-            raise UserError(f"unknown key '{key}'", where=spot, remedy=did_you_mean(key, known)) from None
+            key = str(place[-1])
+            raise UserError(f"unknown key '{key}'", where=spot(place), remedy=did_you_mean(key, _known_keys(cls, place[:-1]))) from None
         if first["type"] == "missing":
-            raise UserError(f"the key '{first['loc'][-1]}' is missing", where=spot, remedy="add it") from None
+            raise UserError(f"the key '{place[-1]}' is missing", where=spot(place), remedy="add it") from None
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, Invalid):
+            raise UserError(str(own), where=spot(place), remedy=own.remedy) from None
         message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{message} (got {first.get('input')!r})"[:400], where=spot, remedy="correct the value") from None
+        raise UserError(f"{message} (got {first.get('input')!r})"[:400], where=spot(place), remedy="correct the value") from None
+
+
+def _foremost(error: ValidationError, value: Any) -> tuple[Any, Place]:
+    """The one of pydantic's errors that helps most, and its place in `value`."""
+    found = [(one, _place(one, value)) for one in error.errors(include_url=False)]
+    # Every branch of a union says why it does not fit; the one that got further into the value is the one that was meant.
+    inner = [(one, place) for one, place in found if not any(len(p) > len(place) and p[: len(place)] == place for _, p in found)]
+
+    def rank(one: Any) -> int:
+        own = isinstance(one.get("ctx", {}).get("error"), Invalid)
+        return {"extra_forbidden": 0, "missing": 1}.get(one["type"], 2 if own else 3)
+
+    return min(inner, key=lambda pair: rank(pair[0]))
+
+
+def _place(one: Any, value: Any) -> Place:
+    """Where an error stands in `value`: pydantic's location without the names of a union's branches."""
+    place: list[str | int] = []
+    for part in one["loc"]:
+        if (isinstance(value, Mapping) and part in value) or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+            place.append(part)
+    if one["type"] == "missing":
+        place.append(one["loc"][-1])
+    return tuple(place)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(str(p) for p in path)
 
 
-def _known_keys(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+def _known_keys(cls: type[BaseModel], loc: Place) -> list[str]:
     """The keys of the configuration that stands at `loc` inside `cls`."""
     found: type[BaseModel] = cls
     for part in loc:

@@ -1,0 +1,59 @@
+"""What a configuration says of a mistake: the key that is wrong, its line, and what was meant."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from cairn.config import Config, Invalid, build, checked, parse_yaml
+from cairn.errors import UserError
+
+
+class Inner(Config):
+    """A part."""
+
+    name: str
+    size: int = Field(default=1, ge=1)
+
+
+def _known(word: str) -> None:
+    if word != "good":
+        raise UserError(f"unknown word '{word}'", remedy="did you mean 'good'?")
+
+
+class Outer(Config):
+    """A whole."""
+
+    parts: list[Annotated[str, checked(_known)] | Inner] = Field(default_factory=list)
+    word: Annotated[str, checked(_known)] = "good"
+
+
+def _error(text: str) -> UserError:
+    with pytest.raises(UserError) as caught:
+        build(Outer, parse_yaml(text, where="x.yaml"), where="x.yaml", text=text)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where", "remedy"),
+    [
+        ("parts:\n  - name: a\n    sise: 2\n", "unknown key 'sise'", "x.yaml, line 3, parts.0.sise", "did you mean 'size'?"),
+        ("parts:\n  - size: 2\n", "the key 'name' is missing", "x.yaml, line 2, parts.0.name", "add it"),
+        ("parts:\n  - name: a\n    size: 0\n", "greater than or equal to 1", "x.yaml, line 3, parts.0.size", "correct the value"),
+        ("parts: [good, gud]\n", "unknown word 'gud'", "x.yaml, line 1, parts.1", "did you mean 'good'?"),
+        ("parts: [3]\n", "valid string", "x.yaml, line 1, parts.0", "correct the value"),
+        ("\nword: gud\n", "unknown word 'gud'", "x.yaml, line 2, word", "did you mean 'good'?"),
+        ("word: 1\nwrod: good\n", "unknown key 'wrod'", "x.yaml, line 2, wrod", "did you mean 'word'?"),
+    ],
+)
+def test_a_mistake_is_told_where_it_stands(text: str, what: str, where: str, remedy: str) -> None:
+    error = _error(text)
+    assert what in error.what
+    assert (error.where, error.remedy) == (where, remedy)
+
+
+def test_a_validators_own_remedy_is_kept() -> None:
+    assert Invalid("what", "remedy").remedy == "remedy"
+    assert _error("word: gud\n").what == "unknown word 'gud'", "what was given stands in the sentence already"
