@@ -152,6 +152,14 @@ def format_names() -> list[str]:
     )
 
 
+def check_format(name: str) -> None:
+    """Raises:
+    UserError: no format of that name is shipped. A recipe names no folder: its content would not be in the key.
+    """
+    if name not in format_names():
+        raise UserError(f"unknown chat format '{name}'", remedy=did_you_mean(name, format_names()))
+
+
 def load_format(name_or_folder: str | Path) -> Format:
     """A shipped format by name, or the format that a checkpoint's folder brings along.
 

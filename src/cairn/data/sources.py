@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from cairn.config import Config
-from cairn.data.readers import read_rows
+from cairn.config import Config, checked
+from cairn.data.readers import check_encoding, check_reader, read_rows
 from cairn.data.rows import Row
 from cairn.ledger.refs import InputPath, StageRef
 
@@ -26,7 +26,7 @@ class Source(Config):
     """The stage that wrote the rows, instead of `path`."""
     file: str | None = None
     """The file inside that stage's artifact."""
-    reader: str = "auto"
+    reader: Annotated[str, checked(check_reader)] = "auto"
     """How the file is read; `auto` looks at its first row."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """How often a row of this source is drawn, against the other sources' weights. Above 0."""
@@ -34,7 +34,7 @@ class Source(Config):
     """The language of rows that name none, such as `en`."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many rows, the first ones."""
-    encoding: str | None = None
+    encoding: Annotated[str, checked(check_encoding)] | None = None
     """The text encoding, such as `shift_jis`; UTF-8 unless given (the reader `aozora`: Shift_JIS)."""
     separator: str | None = None
     """What stands between two documents of plain text, such as two newlines for an empty line; unless given, a file is one document."""

@@ -6,11 +6,12 @@ A suite is a YAML file in `suites/`, a YAML file of the user's, or a mapping wri
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from cairn.config import Config, build, read_yaml
+from cairn.config import Config, build, checked, read_yaml
+from cairn.data.readers import check_reader
 from cairn.errors import UserError, did_you_mean
 from cairn.evaluate.extract import Extractor, get_extractor
 from cairn.score.registry import get_metric
@@ -27,7 +28,7 @@ class Suite(Config):
     """One sentence on what is measured."""
     data: list[str] = Field(default_factory=list)
     """Files of questions, relative to the data folder (a stage's output); empty where the file is given at run time."""
-    reader: str = "messages"
+    reader: Annotated[str, checked(check_reader)] = "messages"
     """How the files are read (see `cairn.data.readers`)."""
     extractor: Extractor = Extractor()
     """How the scored message is made out of the model's answer; its version is part of what a number means."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cairn.errors import UserError
 from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.check import check_files
 from cairn.pipeline.keys import Node, nodes
 from cairn.pipeline.recipe import Recipe
 from cairn.pipeline.stage import Estimate, PlannedInputs
@@ -25,7 +27,7 @@ class Step:
 
     @property
     def status(self) -> str:
-        """"in store" or "to run"."""
+        """ "in store" or "to run"."""
         return "in store" if self.artifact else "to run"
 
     def json(self) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
     """The steps of a recipe in the order in which they run.
 
     Raises:
-        UserError: as `nodes`, and for a damaged artifact.
+        UserError: as `nodes`, for a damaged artifact, and for a stage that asks another one for a file which that one does not write.
     """
     present: dict[str, Artifact | None] = {}
     estimates: dict[str, Estimate] = {}
@@ -48,11 +50,20 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         artifact = present[node.name] = store.get(node.key)
         begun = artifact is None and any((store.drafts / node.key).glob("*"))
         before = {name: present[name] for name in node.inputs}
+        if artifact is None:
+            check_files(recipe, node, before)
         inputs = PlannedInputs(before, {n: recipe.stages[n].config for n in before}, {n: estimates[n] for n in before})
-        estimate = _recorded(artifact) if artifact else node.spec.stage.estimate(node.spec.config, inputs) or Estimate()
+        estimate = _recorded(artifact) if artifact else _estimated(recipe, node, inputs)
         estimates[node.name] = estimate
         steps.append(Step(node, artifact, begun, estimate))
     return steps
+
+
+def _estimated(recipe: Recipe, node: Node, inputs: PlannedInputs) -> Estimate:
+    try:
+        return node.spec.stage.estimate(node.spec.config, inputs) or Estimate()
+    except UserError as error:
+        raise UserError(error.what, where=error.where or recipe.spot("stages", node.name), remedy=error.remedy) from None
 
 
 def _recorded(artifact: Artifact) -> Estimate:

@@ -67,9 +67,15 @@ class Recipe:
     where: str
     text: str
     command: str
+    spots: dict[tuple[str, ...], str]
+    """{place: override} of what the command line changed."""
 
     def spot(self, *path: str | int) -> str:
-        """Where a key of the recipe stands, for errors."""
+        """Where a key of the recipe stands, or the override that gave it its value, for errors."""
+        place = tuple(map(str, path))
+        for start, override in self.spots.items():
+            if place[: len(start)] == start:
+                return f"--set {override}"
         line = key_line(self.text, path)
         return f"{self.where}, line {line}" if line else self.where
 
@@ -99,7 +105,7 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> Recipe:
         values = _variables(top, where, text)
         stages = {name: _stage(name, given, values, where, text) for name, given in top.stages.items()}
     command = " ".join(["cairn run", shlex.quote(ref), *(f"--set {shlex.quote(o)}" for o in overrides)])
-    return Recipe(top.recipe, top.seed, top.description, stages, where, text, command)
+    return Recipe(top.recipe, top.seed, top.description, stages, where, text, command, spots)
 
 
 def _stage(name: str, given: Mapping[str, Any], variables: Mapping[str, Any], where: str, text: str) -> StageSpec:

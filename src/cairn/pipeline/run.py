@@ -15,6 +15,7 @@ from cairn.ledger.environment import environment
 from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.record import Input, Record, hash_outputs, outputs_digest
 from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.check import check_rows
 from cairn.pipeline.keys import Node, config_value
 from cairn.pipeline.plan import Step, make_plan, needed_bytes
 from cairn.pipeline.recipe import Recipe
@@ -87,8 +88,10 @@ def run_recipe(
         UserError: anything that the user can mend; what was done until then is kept.
     """
     steps = make_plan(recipe, store, until)
-    if any(step.artifact is None for step in steps):
+    todo = [step.node for step in steps if step.artifact is None]
+    if todo:
         store.test_save(max(FLOOR_BYTES, needed_bytes(steps)))
+        check_rows(todo, store, progress)
     artifacts: dict[str, Artifact] = {}
     results: list[StageResult] = []
     checked: set[str] = set()

@@ -7,7 +7,7 @@ recipe asks for its kind and not before, so its own imports stay light and what 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from cairn.config import Config
 from cairn.errors import UserError, did_you_mean
 from cairn.ledger.progress import Progress, Silent
-from cairn.ledger.refs import InputPath, StageRef
+from cairn.ledger.refs import InputPath, Location, StageRef
 from cairn.ledger.store import Artifact, Store
 
 
@@ -38,11 +38,11 @@ class Context:
     environment: dict[str, Any] = field(default_factory=dict)
     """Facts that the stage adds to the recorded environment, such as the device."""
     name: str = ""
-    """The stage's name in the recipe."""
+    """The stage's name in the recipe. It may be shown to who watches, and must not reach an output: names are not in the key."""
     recipe: str = ""
-    """The recipe's name."""
+    """The recipe's name. Only stages that say `shows_names` may write it."""
     command: str = ""
-    """The command that runs the recipe, to be shown to readers."""
+    """The command that runs the recipe, to be shown to readers. Only stages that say `shows_names` may write it."""
     recorded: Artifact | None = None
     """In a replay, the artifact that is checked."""
 
@@ -94,6 +94,18 @@ class Stage:
     def run(self, context: Context) -> dict[str, Any]:
         """Write the outputs into `context.draft` and give the metrics, which depend on inputs and seed alone."""
         raise NotImplementedError
+
+    def outputs(self, config: Any) -> Collection[str] | None:
+        """The files that a run will write and other stages may ask for; None where nothing can be said before it runs."""
+        return None
+
+    def needs(self, config: Any) -> Iterable[tuple[Location, str, str]]:
+        """The files that it asks of other stages beside its sources' rows, as (place in the configuration, stage, file)."""
+        return ()
+
+    def stops_at_bad_rows(self, config: Any) -> bool:
+        """Whether a bad row in a source's file ends a run; if so, files from outside are read before the first stage runs."""
+        return True
 
     def estimate(self, config: Any, inputs: PlannedInputs) -> Estimate | None:
         """What a run would cost. Must not take long."""

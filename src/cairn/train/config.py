@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cairn.config import Config
+from cairn.config import Config, checked
+from cairn.errors import UserError, did_you_mean
+
+
+def check_objective(name: str) -> None:
+    """Raises:
+    UserError: train/objectives has no file of that name. The files are not imported, since they bring torch.
+    """
+    known = {path.stem for path in (Path(__file__).parent / "objectives").glob("*.py") if not path.stem.startswith("_")}
+    if name not in known:
+        raise UserError(f"unknown objective '{name}'", remedy=did_you_mean(name, known))
 
 COMPILE_FLOPS = 3e13
 """Training work from which compiling pays: some 15 s of compiling against a fifth of about 100 s (docs/experiments.md)."""
@@ -60,7 +71,7 @@ class CheckpointConfig(Config):
 class Training(Config):
     """Everything about training but where model, tokenizer and rows come from."""
 
-    objective: str = "supervised"
+    objective: Annotated[str, checked(check_objective)] = "supervised"
     """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are)."""
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give this or `tokens`."""

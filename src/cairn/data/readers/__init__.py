@@ -6,9 +6,11 @@ became of every record, for whoever collects or drops the bad ones.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from encodings.aliases import aliases
 from functools import cache
 from pathlib import Path
 
@@ -16,9 +18,9 @@ from cairn.data.readers import aozora as _aozora
 from cairn.data.readers.base import Outcome, Reader, Record, all_readers, get_reader, reader_names
 from cairn.data.readers.files import head, layout, list_files, read_documents, read_records, stem_of
 from cairn.data.rows import WHOLE, Problem, Row, check_row
-from cairn.errors import UserError
+from cairn.errors import UserError, did_you_mean
 
-__all__ = ["Outcome", "detect_reader", "error_of", "read_outcomes", "read_rows", "readers"]
+__all__ = ["Outcome", "check_encoding", "check_reader", "detect_reader", "error_of", "read_outcomes", "read_rows", "readers"]
 
 
 @cache
@@ -31,6 +33,28 @@ def readers() -> dict[str, str]:
     """The name of every reader, with what it reads."""
     _load()
     return {name: get_reader(name).help for name in reader_names()}
+
+
+def check_reader(name: str) -> None:
+    """Raises:
+    UserError: `name` is neither a reader nor `auto`.
+    """
+    _load()
+    if name != "auto":
+        get_reader(name)
+
+
+def check_encoding(name: str) -> None:
+    """Raises:
+    UserError: no text encoding has that name.
+    """
+    try:
+        known = codecs.lookup(name)
+    except (LookupError, ValueError):
+        known = None
+    # Some codecs turn bytes into bytes (base64) or text into text (rot13): files cannot be read with them.
+    if known is None or not getattr(known, "_is_text_encoding", True):
+        raise UserError(f"no text encoding is named '{name}'", remedy=did_you_mean(name, {*aliases, *aliases.values()}))
 
 
 def read_rows(
@@ -80,9 +104,7 @@ def read_outcomes(
     Raises:
         UserError: a missing file, an unknown reader, or a file that `auto` does not know.
     """
-    _load()
-    if reader != "auto":
-        get_reader(reader)
+    check_reader(reader)
     root = Path(path)
     source = source or stem_of(root.resolve().name)
     for name, file in list_files(root):

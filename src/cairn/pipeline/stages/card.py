@@ -7,7 +7,7 @@ Outputs: the model's files at the top, so that the folder loads as it is; `READM
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cairn.ledger.store import Artifact
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.report.plot import REMEDY, can_plot
-from cairn.report.release import CARD, EVALUATIONS, CardInfo
+from cairn.report.release import CARD, EVALUATIONS, LINEAGE, CardInfo
 
 
 class CardConfig(CardInfo):
@@ -58,6 +58,14 @@ class Card(Stage):
             command=context.command,
         )
         return write_release(context.draft, material)
+
+    def outputs(self, config: CardConfig) -> set[str]:
+        return {CARD, LINEAGE}
+
+    def needs(self, config: CardConfig) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        yield ("model",), config.model, "model/config.json"
+        for number, name in enumerate(config.evaluations):
+            yield ("evaluations", number), name, "results.json"
 
     def estimate(self, config: Any, inputs: Mapping[str, Artifact | None]) -> Estimate | None:
         if any(artifact is None for artifact in inputs.values()) and not can_plot():

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from cairn.data.pebble import Corpus, Sizes, generate
+from cairn.data.pebble import ALL, Corpus, Sizes, generate
 from cairn.ledger.store import Artifact, write_atomically
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Estimate, Stage, register
@@ -72,6 +72,12 @@ class CorpusStage(Stage):
         summary = {"generator": context.config.generator, **metrics, "languages": languages}
         write_atomically(context.draft / "summary.json", json.dumps(summary, ensure_ascii=False, indent=2) + "\n")
         return metrics
+
+    def outputs(self, config: CorpusConfig) -> set[str]:
+        """A file for each skill with rows of that part."""
+        parts = {(part, name) for name in ALL for part in ("train", "test") if ALL[name].drafts and config.of(name, part)}
+        texts = {"pretrain.jsonl"} if any(skill.statements and config.of(name, "pretrain") for name, skill in ALL.items()) else set()
+        return {f"{part}/{name}.jsonl" for part, name in parts} | texts | {"summary.json"}
 
     def estimate(self, config: CorpusConfig, inputs: Mapping[str, Artifact | None]) -> Estimate:
         """Rows by the thousand, from the sizes alone."""

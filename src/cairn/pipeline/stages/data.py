@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cairn.config import Config
-from cairn.data.prepare import HeldSource, prepare
+from cairn.data.prepare import DROPPED, SUMMARY, HeldSource, prepare
 from cairn.errors import UserError
 from cairn.pipeline.stage import Context, Stage, register
 
@@ -64,6 +64,15 @@ class Data(Stage):
                 what = f"a share of {share} of {summary['sources'][source.name]['rows']} rows holds none out"
                 raise UserError(what, where=f"{source.name}.holdout", remedy="raise the share, or set it to 0 for this source")
         return summary
+
+    def outputs(self, config: DataConfig) -> set[str]:
+        """Each source's sides, as its share held out makes them."""
+        shares = {source.name: config.holdout if source.holdout is None else source.holdout for source in config.sources}
+        train = {f"{name}.train.jsonl" for name, share in shares.items() if share < 1}
+        return train | {f"{name}.heldout.jsonl" for name, share in shares.items() if share > 0} | {DROPPED, SUMMARY}
+
+    def stops_at_bad_rows(self, config: DataConfig) -> bool:
+        return config.bad_rows == "refuse"
 
     def summarize(self, artifact: Any) -> str:
         """One line: how much there is, what was left out, and that the sides share no question."""

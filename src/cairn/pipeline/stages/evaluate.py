@@ -1,23 +1,33 @@
 """The stage `evaluate`: a model and held-out rows in, numbers with their samples out. Knows no suite in particular.
 
-Outputs: `results.json` (`{"models", "rows"}`, one row a number, with the digest of its samples) and `samples/*.jsonl`.
+Outputs: `results.json` (`{"rows"}`, one row a number, with the digest of its samples) and `samples/*.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from cairn.config import Config
+from cairn.config import Config, checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.ledger.refs import StageRef
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Stage, register
+
+
+def _check_suite(suite: str | Suite) -> None:
+    if isinstance(suite, str) and suite.endswith((".yaml", ".yml")):
+        what = f"'{suite}' is a file, and its content would not be in the key"
+        raise UserError(what, remedy="a recipe's suite is a built-in name or is written out in the recipe")
+    loaded = load_suite(suite)
+    if not loaded.data:
+        raise UserError(f"the suite '{loaded.name}' names no data files", remedy="name them under `data`")
 
 
 class EvaluateConfig(Config):
@@ -27,7 +37,7 @@ class EvaluateConfig(Config):
     """The train stage whose model is examined."""
     data: StageRef | None = None
     """The stage that wrote the suites' questions; needed where there are suites."""
-    suites: list[str | Suite] = Field(default_factory=list)
+    suites: list[Annotated[str, checked(_check_suite)] | Annotated[Suite, checked(_check_suite)]] = Field(default_factory=list)
     """Names of built-in suites, or suites written here."""
     likelihood: list[Source] = Field(default_factory=list)
     """Held-out rows whose perplexity and bits per byte are measured, one number of each a source; weights do not count."""
@@ -40,15 +50,9 @@ class EvaluateConfig(Config):
     def _something_to_measure(self) -> EvaluateConfig:
         if not self.suites and not self.likelihood:
             raise ValueError("nothing is measured: give suites or likelihood")
-        suites = [load_suite(suite) if isinstance(suite, Suite) or not suite.endswith((".yaml", ".yml")) else None for suite in self.suites]
-        for suite in suites:
-            if suite is None:
-                raise ValueError("a recipe's suite is a built-in name or is written out: the content of a file would not be in the key")
-            if not suite.data:
-                raise ValueError(f"the suite '{suite.name}' names no data files")
         if self.suites and self.data is None:
             raise ValueError("suites need `data`, the stage that wrote their questions")
-        names = [s.name for s in suites if s is not None] + [source.name for source in self.likelihood]
+        names = [load_suite(suite).name for suite in self.suites] + [source.name for source in self.likelihood]
         if len(set(names)) != len(names):
             raise ValueError("two measurements of one name")
         return self
@@ -91,9 +95,18 @@ class Evaluate(Stage):
                 on_progress=lambda done, total: context.progress.update(done),
             )  # fmt: skip
         rows = [result.model_dump(mode="json") for result in results]
-        text = json.dumps({"models": [config.model], "rows": rows}, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps({"rows": rows}, indent=1, ensure_ascii=False) + "\n"
         write_atomically(context.draft / "results.json", text)
         return {"scores": {f"{r.suite} {r.metric}": {"value": r.value, "low": r.low, "high": r.high, "n": r.n} for r in results}}
+
+    def outputs(self, config: EvaluateConfig) -> set[str]:
+        names = [load_suite(suite).name for suite in config.suites] + [source.name for source in config.likelihood]
+        return {"results.json", *(f"samples/{name}.jsonl" for name in names)}
+
+    def needs(self, config: EvaluateConfig) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+        yield ("model",), config.model, "model/config.json"
+        for number, suite in enumerate(config.suites):
+            yield from ((("suites", number), str(config.data), name) for name in load_suite(suite).data)
 
     def summarize(self, artifact: Any) -> Any:
         """A table of what the model can do, and three dialogues."""

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from cairn.chat.format import check_format
+from cairn.config import checked
 from cairn.data.rows import messages_of
 from cairn.data.sources import Source
 from cairn.pipeline.stage import Context, Estimate, Stage, register
@@ -18,7 +22,9 @@ from cairn.tokenizer.train import TokenizerConfig
 class TokenizerStageConfig(TokenizerConfig):
     """How a tokenizer is trained, and on what."""
 
-    data: list[Source]
+    format: Annotated[str, checked(check_format)] = "k2"
+    """The chat format whose special tokens, template and borders the tokenizer carries."""
+    data: list[Source] = Field(min_length=1)
     """The rows; weights do not count here, limits do."""
 
 
@@ -38,6 +44,9 @@ class TokenizerStage(Stage):
         cut = re.compile("|".join(re.escape(token) for token in special_tokens(chat_format)))
         plain = TokenizerConfig(**{name: getattr(config, name) for name in TokenizerConfig.model_fields})
         return train_tokenizer(_texts(context, chat_format, cut), plain, chat_format, context.draft)
+
+    def outputs(self, config: TokenizerStageConfig) -> set[str]:
+        return {"tokenizer.json", "tokenizer_config.json", "chat_format.yaml"}
 
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
         return Estimate(disk_bytes=60 * config.vocab_size)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import model_validator
 
+from cairn.chat.format import check_format
+from cairn.config import checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.ledger.refs import InputPath, StageRef
@@ -36,7 +38,7 @@ class TrainConfig(Training):
     """A Hugging Face folder to start from."""
     tokenizer: StageRef | None = None
     """A tokenizer stage."""
-    format: str | None = None
+    format: Annotated[str, checked(check_format)] | None = None
     """Chat format to render dialogues with; None means the one that the tokenizer carries."""
     data: list[Source]
     """What is learnt, and how often a row of each source is drawn."""
@@ -99,6 +101,13 @@ class Train(Stage):
                 found.append({"path": relative, "why": f"steps {a} to {b} gave other bytes"})
         return found
 
+    def outputs(self, config: Any) -> set[str]:
+        return {"model/config.json", "model/tokenizer.json", "metrics.jsonl", "mix.json"}
+
+    def needs(self, config: Any) -> list[tuple[tuple[str, ...], str, str]]:
+        asked = (("init", config.init, "model/config.json"), ("tokenizer", config.tokenizer, "tokenizer.json"))
+        return [((place,), stage, file) for place, stage, file in asked if stage is not None]
+
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
         """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
         from cairn.model.config import count_parameters, training_flops
@@ -146,7 +155,7 @@ class Train(Stage):
         context.progress.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
         encoded, table, counters = _encode(context, renderer, tokenizer, "language_model" if objective.targets == "all" else "supervised")
         (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        seed = seeds.seed(context.seed, f"train/{context.name}")
+        seed = seeds.seed(context.seed, "train")
         weights = [s.weight for s in config.data]
         stream = PackedStream(encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
         trainer = Trainer(model, stream, config, context.draft, context.progress)
