@@ -68,7 +68,7 @@ def test_a_recipe_without_mistakes_passes(write_recipe: Write, store: Store) -> 
         ("    format: k2\n    data: [{name: texts", "    format: k3\n    data: [{name: texts", "unknown chat format 'k3'", "known: "),
         ("    init: base\n    format: k2", "    init: base\n    format: /some/folder", "unknown chat format", "known: "),
         ("reader: auto", "reader: atuo", "no reader is named 'atuo'", "did you mean 'auto'?"),
-        ("encoding: utf-8", "encoding: utf-9", "no text encoding is named 'utf-9'", "'utf_8'"),
+        ("encoding: utf-8", "encoding: utf-9", "no text encoding is named 'utf-9'", "'utf8'"),
         ("encoding: utf-8", "encoding: rot13", "no text encoding is named 'rot13'", ""),
         ("suites: [pebble]", "suites: [peble]", "no suite is named 'peble'", "did you mean 'pebble'"),
         ("suites: [pebble]", "suites: [mine.yaml]", "its content would not be in the key", "written out"),

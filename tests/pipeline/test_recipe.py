@@ -161,3 +161,18 @@ def _empty_variables(text: str) -> list[str]:
     import yaml
 
     return [name for name, value in (yaml.safe_load(text).get("variables") or {}).items() if value is None]
+
+
+def test_the_command_for_readers_holds_no_path(write_recipe: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("x")
+    head = "recipe: small\nvariables: {data: null, word: w}\n"
+    path = write_recipe("  one: {kind: lines, word: '${word}', file: '${data}/a.txt', parts: [{name: p}]}\n", head=head)
+    part = f"one.parts=[{{name: p, path: {tmp_path}/in/a.txt}}]"
+    command = load_recipe(path, [f"data={tmp_path}/in", "word=in", f"one.parts.p.path={tmp_path}/in/a.txt", "seed=3"]).command
+    assert command == "cairn run small.yaml --set data=FOLDER --set word=in --set one.parts.p.path=FILE --set seed=3"
+    assert "--set 'one.parts=[{name: p, path: FILE}]'" in load_recipe(path, [f"data={tmp_path}/in", part]).command
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "--set data=FOLDER" in load_recipe(path, ["data=~/in"]).command
+    monkeypatch.chdir(tmp_path)
+    assert "--set data=FOLDER" in load_recipe("small.yaml", ["data=in"]).command

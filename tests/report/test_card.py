@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +99,6 @@ def test_lineage_overlap_environment_and_commands(material: Material, small: dic
     assert "It knows little." in section(card, "Limits")
     assert "stays text only in Cairn's renderer" in section(card, "Use")
     assert "| `chat` | supervised | 30 | 1,920 | 700 | muon, 0.02 | wsd | float32 | 0.2500 |" in section(card, "Training")
-
-
-def test_where_the_recipe_lay_does_not_change_the_card(material: Material) -> None:
-    texts = {card_text(replace(material, command=f"cairn run {folder}/mine.yaml --set a=1")) for folder in ("/home/one", "other", ".")}
-    assert len(texts) == 1
-    assert "cairn run mine.yaml --set a=1" in texts.pop()
 
 
 def test_overlap_that_a_data_stage_removed_is_told(small: dict[str, Artifact], put: Any) -> None:

@@ -69,6 +69,8 @@ class Record(Config):
     """Configuration of the stage, as its recipe gave it with the defaults filled in."""
     inputs: dict[str, Input] = Field(default_factory=dict)
     """Artifacts that it read, by the name of their stage."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """{key: name} of all that it was made from, as its recipe names them; only where the outputs show names, which are then in the key."""
     files: dict[str, File] = Field(default_factory=dict)
     """Files from outside that it read, by where they stand in the configuration."""
     code: str
@@ -99,7 +101,8 @@ class Record(Config):
         return self.seal == self._seal()
 
     def _seal(self) -> str:
-        return json_digest(self.model_dump(mode="json", exclude={"seal"}))
+        # Left out where it is empty: records from before the field have seals without it.
+        return json_digest(self.model_dump(mode="json", exclude={"seal"} if self.names else {"seal", "names"}))
 
 
 def outputs_digest(outputs: dict[str, Output]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
 
 from cairn.errors import UserError
 from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.names import NamedStore
 from cairn.pipeline.resolve import resolve
 from cairn.report.release import CARD, CardInfo, Evaluation, Material, read_evaluation, write_release
 
@@ -20,13 +22,15 @@ def material_of(artifact: Artifact, store: Store) -> Material:
     """
     record = artifact.record
     if record.kind == "card":
-        by_name = {a.record.name: a for a in store.lineage(artifact)} | {n: _get(store, n, s.key) for n, s in record.inputs.items()}
+        store = NamedStore(store, record.names)
+        by_name = {name: _get(store, name, source.key) for name, source in record.inputs.items()}
         config = record.config
+        evaluations = {by_name[name].key: by_name[name] for name in config["evaluations"]}
         return Material(
             model=by_name[config["model"]],
             store=store,
             info=CardInfo.model_validate({name: config[name] for name in CardInfo.model_fields}),
-            evaluations=[read_evaluation(by_name[name]) for name in config["evaluations"]],
+            evaluations=[read_evaluation(one) for one in evaluations.values()],
             data=by_name[config["data"]] if config["data"] else None,
             recipe=record.recipe,
             command=record.command,
@@ -83,13 +87,21 @@ def _get(store: Store, name: str, key: str) -> Artifact:
 
 
 def _evaluations(model: Artifact, store: Store) -> list[Evaluation]:
-    """The evaluations of a model that stand in the store, in the order of their names and keys."""
+    """The evaluations of a model that stand in the store, in the order of their names and keys.
+
+    Raises:
+        UserError: one of them is damaged. What is wrong with other artifacts is no concern of this model's card.
+    """
     found = []
     for key in sorted(store.keys()):
-        artifact = store.get(key)
-        if artifact is None or artifact.record.kind != "evaluate":
-            continue
-        source = artifact.record.inputs.get(str(artifact.record.config.get("model")))
-        if source is not None and source.key == model.key:
-            found.append(artifact)
-    return [read_evaluation(a) for a in sorted(found, key=lambda a: (a.record.name, a.key))]
+        with contextlib.suppress(UserError):
+            record = Artifact(store.artifacts / key).record
+            source = record.inputs.get(str(record.config.get("model")))
+            if record.kind == "evaluate" and source is not None and source.key == model.key:
+                found.append(record)
+    names = [record.name for record in found]
+    return [
+        # Two of one name would lie in one folder, and the second one's samples replace the evidence of the first.
+        read_evaluation(_get(store, record.name, record.key), f"{record.name}-{record.key[:8]}" if names.count(record.name) > 1 else "")
+        for record in sorted(found, key=lambda record: (record.name, record.key))
+    ]

@@ -1,7 +1,8 @@
 """The key of each stage of a recipe: what its artifact depends on, as one digest. Runs no stage.
 
 A key covers kind, configuration, code and seed. In the configuration each reference to a stage is replaced by that
-stage's key and each file from outside by the digest of its content, so that neither names nor paths count.
+stage's key and each file from outside by the digest of its content, so that neither names nor paths count. A stage that shows
+names to its readers has those in its key.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Node:
     files: dict[str, File]
     """{place in the configuration: file}."""
     code: str
+    names: dict[str, str]
+    """{key: name} of all stages before it, where its outputs show names."""
 
     @property
     def name(self) -> str:
@@ -73,12 +76,21 @@ def nodes(recipe: Recipe, store: Store, until: str | None = None) -> list[Node]:
         for location, path in marked(spec.config, INPUT):
             files[".".join(map(str, location))] = _file(path, store, recipe.spot("stages", name, *location))
         code = stage_code(spec.stage)
-        key = stage_key(spec.stage.kind, spec.config, inputs, {place: f.sha256 for place, f in files.items()}, code, recipe.seed)
-        found[name] = Node(spec, key, inputs, files, code)
+        shown: dict[str, str] = {}
+        told = None
+        if spec.stage.shows_names:
+            before = ancestors(references, name) - {name}
+            # Of two stages with one key the first gives the name.
+            shown = {found[one].key: one for one in reversed(names) if one in before}
+            told = {"recipe": recipe.name, "command": recipe.command, "names": shown}
+        key = stage_key(spec.stage.kind, spec.config, inputs, {place: f.sha256 for place, f in files.items()}, code, recipe.seed, told)
+        found[name] = Node(spec, key, inputs, files, code, shown)
     return list(found.values())
 
 
-def stage_key(kind: str, config: Config, inputs: Mapping[str, str], files: Mapping[str, str], code: str, seed: int) -> str:
+def stage_key(
+    kind: str, config: Config, inputs: Mapping[str, str], files: Mapping[str, str], code: str, seed: int, shown: Any = None
+) -> str:
     """The key out of its parts.
 
     Args:
@@ -88,13 +100,14 @@ def stage_key(kind: str, config: Config, inputs: Mapping[str, str], files: Mappi
         files: {place in the configuration: digest of the content}.
         code: digest of the code.
         seed: the recipe's seed.
+        shown: what else its outputs show: names and the command; None for most.
     """
     content = config_value(config)
     for location, ref in marked(config, STAGE):
         content = replace(content, location, {"stage": inputs[ref]})
     for location, _ in marked(config, INPUT):
         content = replace(content, location, {"content": files[".".join(map(str, location))]})
-    return json_digest({"kind": kind, "config": content, "code": code, "seed": seed})
+    return json_digest({"kind": kind, "config": content, "code": code, "seed": seed, **({} if shown is None else {"shown": shown})})
 
 
 def config_value(config: Config) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Recipes: YAML to checked stages, with overrides and variables. Runs nothing and opens no store.
 
-    recipe: pebble            # its name
-    seed: 1
-    description: one line     # optional
-    variables: {data: ./d}    # optional; `${data}` in any string of the stages; null means: must be given with --set
-    stages:
-      corpus: {kind: corpus, ...}
-      base: {kind: train, data: corpus, ...}
+recipe: pebble            # its name
+seed: 1
+description: one line     # optional
+variables: {data: ./d}    # optional; `${data}` in any string of the stages; null means: must be given with --set
+stages:
+  corpus: {kind: corpus, ...}
+  base: {kind: train, data: corpus, ...}
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from pydantic import Field
 
 from cairn.config import Config, build, key_line, parse_yaml
 from cairn.errors import UserError, did_you_mean
+from cairn.ledger.refs import INPUT, marked
 from cairn.pipeline.stage import Stage, find_stage
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -67,6 +69,7 @@ class Recipe:
     where: str
     text: str
     command: str
+    """What to type to run it: its file and the overrides, with stand-ins for files and folders from outside."""
     spots: dict[tuple[str, ...], str]
     """{place: override} of what the command line changed."""
 
@@ -104,8 +107,34 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> Recipe:
         _check_names(top, where, text)
         values = _variables(top, where, text)
         stages = {name: _stage(name, given, values, where, text) for name, given in top.stages.items()}
-    command = " ".join(["cairn run", shlex.quote(ref), *(f"--set {shlex.quote(o)}" for o in overrides)])
+    command = _command(ref, overrides, spots, stages)
     return Recipe(top.recipe, top.seed, top.description, stages, where, text, command, spots)
+
+
+def _command(ref: str, overrides: Sequence[str], spots: Mapping[tuple[str, ...], str], stages: Mapping[str, StageSpec]) -> str:
+    """The command to show to readers: without paths, which differ on every machine and are nobody else's business."""
+    paths = {path for spec in stages.values() for _, path in marked(spec.config, INPUT)}
+    variables = {override for place, override in spots.items() if place[0] == "variables"}
+    words = ["cairn", "run", Path(ref).name if ref.endswith((".yaml", ".yml")) else ref]
+    for override in overrides:
+        name, _, text = override.partition("=")
+        value = yaml.safe_load(text)
+        if isinstance(value, str) and _is_path(os.path.expanduser(value), paths, override in variables):
+            text = _stand_in(value)
+        for path in sorted(paths, key=len, reverse=True):
+            if os.sep in path:
+                text = text.replace(path, _stand_in(path))
+        words += ["--set", f"{name}={text}"]
+    return shlex.join(words)
+
+
+def _is_path(value: str, paths: set[str], variable: bool) -> bool:
+    """Whether an override gave one of `paths`, or as a variable the folder that it begins with."""
+    return value in paths or (variable and Path(value).is_dir() and any(path.startswith(value) for path in paths))
+
+
+def _stand_in(path: str) -> str:
+    return "FOLDER" if Path(path).expanduser().is_dir() else "FILE"
 
 
 def _stage(name: str, given: Mapping[str, Any], variables: Mapping[str, Any], where: str, text: str) -> StageSpec:

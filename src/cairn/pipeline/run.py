@@ -148,7 +148,7 @@ def _run_stage(
                 display.note("resuming what an earlier run has begun")
             context = Context(
                 config=node.spec.config, seed=recipe.seed, inputs=inputs, draft=draft, store=store, progress=display,
-                name=node.name, recipe=recipe.name, command=recipe.command,
+                name=node.name, recipe=recipe.name, command=recipe.command, names=node.names,
             )  # fmt: skip
             started, began = datetime.now(UTC), time.monotonic()
             metrics = node.spec.stage.run(context) or {}
@@ -169,6 +169,7 @@ def make_record(node: Node, context: Context, folder: Path, metrics: dict[str, A
         key=node.key,
         config=config_value(node.spec.config),
         inputs={name: Input(key=a.key, digest=a.record.digest) for name, a in context.inputs.items()},
+        names=node.names,
         files=node.files,
         code=node.code,
         environment={**environment(), **context.environment},

@@ -43,6 +43,8 @@ class Context:
     """The recipe's name. Only stages that say `shows_names` may write it."""
     command: str = ""
     """The command that runs the recipe, to be shown to readers. Only stages that say `shows_names` may write it."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """{key: stage's name in the recipe} of all that comes before it, for stages that say `shows_names`."""
     recorded: Artifact | None = None
     """In a replay, the artifact that is checked."""
 
@@ -90,6 +92,8 @@ class Stage:
     """Its configuration class."""
     code: ClassVar[str | tuple[str, ...]] = ()
     """Modules whose code shapes the outputs, beside what the stage's own module imports."""
+    shows_names: ClassVar[bool] = False
+    """Whether its outputs show names (of the recipe, of stages) or the command: for such a stage they are in the key."""
 
     def run(self, context: Context) -> dict[str, Any]:
         """Write the outputs into `context.draft` and give the metrics, which depend on inputs and seed alone."""

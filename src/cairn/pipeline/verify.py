@@ -144,7 +144,7 @@ def _context(artifact: Artifact, stage: Stage, store: Store, draft: Path, progre
     config = build(stage.config, value, where=f"{artifact.path(RECORD)}, config")
     return Context(
         config=config, seed=record.seed, inputs=inputs, draft=draft, store=store, progress=progress,
-        name=record.name, recipe=record.recipe, command=record.command, recorded=artifact,
+        name=record.name, recipe=record.recipe, command=record.command, names=record.names, recorded=artifact,
     )  # fmt: skip
 
 

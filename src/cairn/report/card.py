@@ -6,9 +6,7 @@ Every number is read from a record or from a file that a record names. Two build
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -133,7 +131,7 @@ def _results(material: Material) -> str:
         shares = [row for row in rows if is_share(row["metric"])]
         others = [row for row in rows if not is_share(row["metric"])]
         if len(material.evaluations) > 1:
-            parts.append(f"### `{evaluation.name}` (model: `{', '.join(evaluation.results['models'])}`)\n")
+            parts.append(f"### `{evaluation.name}` (model: `{evaluation.artifact.record.config.get('model', '')}`)\n")
         if shares:
             limits = sorted({f"{row['detail']['max_new_tokens']} tokens" for row in shares if "max_new_tokens" in row["detail"]})
             extractors = sorted({row["detail"]["extractor"] for row in shares if "extractor" in row["detail"]})
@@ -239,20 +237,12 @@ def _environment(material: Material) -> str:
 
 
 def _check(material: Material) -> str:
-    make = _portable(material.command) or (f"cairn run {material.recipe}" if material.recipe else "")
+    make = material.command or (f"cairn run {material.recipe}" if material.recipe else "")
     lines = [f"{make:<48}# makes every artifact above, from nothing"] if make else []
     lines.append(f"{f'cairn verify {material.ref}':<48}# hashes the model's files against their record")
     lines.append(f"{f'cairn verify {material.ref} --replay':<48}# trains it again and compares every byte")
     for evaluation in material.evaluations:
-        ref = f"{material.recipe}/{evaluation.name}" if material.recipe else evaluation.artifact.key[:12]
+        ref = f"{material.recipe}/{evaluation.name}" if material.recipe and not evaluation.label else evaluation.artifact.key[:12]
         lines.append(f"{f'cairn verify {ref} --replay':<48}# answers every question again")
     note = "Equal bytes are promised for the environment above; elsewhere a replay says what differs."
     return _section("Make it again, and check it", "```sh\n" + "\n".join(lines) + "\n```\n", note)
-
-
-def _portable(command: str) -> str:
-    """The command with its recipe's file without its folder, which differs on every machine and would change the card's bytes."""
-    words = shlex.split(command)
-    if len(words) > 2 and words[2].endswith((".yaml", ".yml")):
-        words[2] = Path(words[2]).name
-    return shlex.join(words)

@@ -53,11 +53,13 @@ class Evaluation:
 
     artifact: Artifact
     results: dict[str, Any]
+    label: str = ""
+    """Its name where the stage's would not tell it from another one."""
 
     @property
     def name(self) -> str:
-        """The stage's name, and the folder in the release."""
-        return self.artifact.record.name
+        """The stage's name unless there is a label, and the folder in the release."""
+        return self.label or self.artifact.record.name
 
     def samples(self) -> dict[str, str]:
         """{path in the release: SHA-256 as the results say it}."""
@@ -100,7 +102,7 @@ class Material:
         return [a for a in ancestry([self.model], self.store) if a.path("metrics.jsonl").is_file()]
 
 
-def read_evaluation(artifact: Artifact) -> Evaluation:
+def read_evaluation(artifact: Artifact, label: str = "") -> Evaluation:
     """An evaluation out of its artifact; its samples' digests are checked against the record, which is what a reader will rely on.
 
     Raises:
@@ -116,7 +118,7 @@ def read_evaluation(artifact: Artifact) -> Evaluation:
         if output is None or output.sha256 != row["samples_sha256"]:
             what = f"the results of '{row['suite']}' name samples with another digest than the record"
             raise UserError(what, where=str(artifact.path(row["samples"])), remedy="run the evaluation again")
-    return Evaluation(artifact, results)
+    return Evaluation(artifact, results, label)
 
 
 def write_release(folder: Path, material: Material, *, link: bool = True) -> dict[str, Any]:

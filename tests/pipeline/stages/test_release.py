@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 from cairn.cli.main import main
 from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
+from cairn.ledger.record import hash_outputs, outputs_digest, record_text
 from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.names import renamed
 from cairn.pipeline.recipe import load_recipe
 from cairn.pipeline.run import run_recipe
 from cairn.pipeline.stages.evaluate import EvaluateConfig
@@ -97,6 +101,73 @@ def test_evaluation_holds_a_number_for_each_skill_with_its_samples(store: Store)
 @pytest.mark.parametrize("stage", ["scores", "card"])
 def test_replay_gives_the_same_bytes(store: Store, stage: str) -> None:
     assert replay(artifact(store, stage), store).differs == []
+
+
+def renaming(store: Store) -> dict[str, str]:
+    """Another name for each stage of the tiny recipe, by key."""
+    new = {"corpus": "source", "tokenizer": "pieces", "base": "start", "chat": "talk", "scores": "marks", "card": "sheet"}
+    return {artifact(store, old).key: name for old, name in new.items()}
+
+
+@pytest.mark.parametrize("stage", ["corpus", "tokenizer", "base", "scores"])
+def test_a_stage_of_another_name_gives_the_same_bytes(store: Store, stage: str) -> None:
+    made = artifact(store, stage)
+    made.record = renamed(made.record, renaming(store)).model_copy(update={"recipe": "other", "command": "cairn run other.yaml"})
+    assert made.record.name != stage
+    assert replay(made, store).differs == []
+
+
+def test_a_card_shows_the_names_of_its_own_recipe(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = RECIPE.replace("recipe: tiny", "recipe: other")
+    for old, new in (("base", "start"), ("chat", "talk"), ("scores", "marks")):
+        text = re.sub(rf"\b{old}\b", new, text)
+    (tmp_path / "other.yaml").write_text(text)
+    ran = run_recipe(load_recipe(str(tmp_path / "other.yaml")), store).stages
+    assert [s.name for s in ran if s.status == "ran"] == ["card"], "all else is shared"
+    card = ran[-1].artifact
+    assert card.key != artifact(store, "card").key
+    published = card.path("README.md").read_text() + card.path("lineage.json").read_text()
+    assert "`start`" in published
+    assert "cairn chat other/talk" in published
+    assert not re.search(r"\bbase\b[`\"]|`scores`|: \"scores\"", published)
+    assert str(tmp_path) not in published
+    assert card.path("evaluations/marks/results.json").is_file()
+    assert replay(card, store).differs == []
+    assert run(["card", "other/card"], store, capsys) == card.path("README.md").read_text()
+    # A store that never saw other names gives the same bytes.
+    moved = Store(tmp_path / "fresh")
+    for stage in ran[:-1]:
+        copy = moved.artifacts / stage.artifact.key
+        shutil.copytree(stage.artifact.folder, copy)
+        names = {s.artifact.key: s.name for s in ran}
+        (copy / "record.json").write_text(record_text(renamed(stage.artifact.record, names).sealed()))
+    again = run_recipe(load_recipe(str(tmp_path / "other.yaml")), moved).stages[-1]
+    assert (again.status, again.artifact.record.digest) == ("ran", card.record.digest)
+
+
+def test_two_evaluations_of_one_name_keep_their_evidence(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = artifact(store, "scores")
+    mine = Store(tmp_path / "store")
+    shutil.copytree(store.artifacts, mine.artifacts)
+    second = mine.artifacts / ("f" * 64)
+    shutil.copytree(one.folder, second)
+    changed = json.loads((second / "results.json").read_text())
+    (second / "samples" / "quick.jsonl").write_text("{}\n")
+    for row in changed["rows"]:
+        row["samples_sha256"] = file_digest(second / row["samples"])
+    (second / "results.json").write_text(json.dumps(changed))
+    outputs, logs = hash_outputs(second)
+    fields = {"key": "f" * 64, "outputs": outputs, "logs": logs, "digest": outputs_digest(outputs)}
+    (second / "record.json").write_text(record_text(one.record.model_copy(update=fields).sealed()))
+    # What is wrong with artifacts that have nothing to do with the model does not matter.
+    (mine.artifacts / ("e" * 64)).mkdir()
+    for stage, key in store.named()["tiny"].items():
+        mine.name("tiny", stage, key)
+    run(["card", "tiny/chat", "--out", str(tmp_path / "out")], mine, capsys)
+    named = re.findall(r"\(evaluations/([^)]*quick\.jsonl)\) \| `(\w+)`", (tmp_path / "out" / "README.md").read_text())
+    assert len(named) == 2
+    for path, digest in named:
+        assert file_digest(tmp_path / "out" / "evaluations" / path) == digest
 
 
 def test_a_draft_that_a_kill_left_does_not_reach_the_outputs(store: Store, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cairn.errors import UserError
 from cairn.ledger.refs import StageRef
 from cairn.ledger.store import Artifact
 from cairn.pipeline.drafts import empty
+from cairn.pipeline.names import NamedStore
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.report.plot import REMEDY, can_plot
 from cairn.report.release import CARD, EVALUATIONS, LINEAGE, CardInfo
@@ -40,6 +41,7 @@ class Card(Stage):
     kind = "card"
     config = CardConfig
     code = "cairn.report.card"
+    shows_names = True
 
     def run(self, context: Context) -> dict[str, Any]:
         from cairn.ledger.environment import version
@@ -48,12 +50,16 @@ class Card(Stage):
         config: CardConfig = context.config
         empty(context.draft)
         context.environment["matplotlib"] = version("matplotlib")
+        store = NamedStore(context.store, context.names)
+        inputs = {name: store.get(artifact.key) or artifact for name, artifact in context.inputs.items()}
+        # Two stages of one configuration are one artifact: its numbers are printed once.
+        evaluations = {inputs[name].key: inputs[name] for name in config.evaluations}
         material = Material(
-            model=context.inputs[config.model],
-            store=context.store,
+            model=inputs[config.model],
+            store=store,
             info=config,
-            evaluations=[read_evaluation(context.inputs[name]) for name in config.evaluations],
-            data=context.inputs[config.data] if config.data else None,
+            evaluations=[read_evaluation(artifact) for artifact in evaluations.values()],
+            data=inputs[config.data] if config.data else None,
             recipe=context.recipe,
             command=context.command,
         )
