@@ -59,7 +59,8 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
     """Load a causal LM from a folder, or by its hub name.
 
     Args:
-        folder: a Hugging Face folder (config.json + safetensors), or a hub name `owner/model`.
+        folder: a Hugging Face folder (config.json + safetensors), a hub name `owner/model`, or an adapter that lies in the artifact of
+            its training; that one is applied on its base and merged in memory.
         dtype: float32 or bfloat16.
         eval_mode: switch dropout off.
 
@@ -69,7 +70,12 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from cairn.model import adapter
+
     path = Path(folder)
+    if path.is_dir() and adapter.is_adapter(path):
+        model = adapter.merged(adapter.load_on_base(path, adapter.base_of(path))).to(dtype_of(dtype))
+        return model.eval() if eval_mode else model.train()
     if path.is_dir():
         refuse_pickles(path)
     _quiet()
