@@ -182,6 +182,10 @@ def attach(model: Any, config: AdapterConfig, seed: int) -> Adapted:
     for name in config.train:
         for p in layers[name].parameters():
             p.requires_grad_(True)
+    for name, module in model.named_modules():
+        if ".lora_dropout." in name and isinstance(module, nn.Dropout):
+            # Says that whoever trains draws it from a seed; dropout of the base is switched off in training.
+            module.seeded = True  # type: ignore[assignment]
     return Adapted(model, wrapped)
 
 

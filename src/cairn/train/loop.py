@@ -1,8 +1,8 @@
 """The one training loop. Knows an objective, batches, an optimiser and checkpoints; no rows, no recipe, no stage graph.
 
-Every step is a function of the weights, the optimiser's state and the step's number: batches come by number, nothing is drawn. So
-a run that was killed and goes on gives the bytes of one that was not. `metrics.jsonl` holds what is a function of the run;
-seconds and tokens/s go to `logs/`, which no digest covers.
+Every step is a function of the weights, the optimiser's state and the step's number: batches come by number, and dropout is drawn from
+a seed of its own at every micro-batch. So a run that was killed and goes on gives the bytes of one that was not. `metrics.jsonl` holds
+what is a function of the run; seconds and tokens/s go to `logs/`, which no digest covers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -20,6 +21,7 @@ import torch
 from cairn.data.batches import make_batch
 from cairn.data.encode import Encoded
 from cairn.errors import UserError
+from cairn.ledger import seeds
 from cairn.ledger.progress import Progress
 from cairn.model import kernels
 from cairn.model.fused import fuse, join_weights, restore
@@ -65,9 +67,13 @@ class Trainer:
         folder: where `metrics.jsonl`, `checkpoints/`, `resume/` and `logs/` are written; what lies there is resumed.
         progress: who is told.
         device: where it runs.
+        seed: what a model's dropout is drawn from.
     """
 
-    def __init__(self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu") -> None:
+    def __init__(
+        self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu", seed: int = 0
+    ) -> None:
+        self.seed = seed
         self.config, self.folder, self.progress, self.device = config, folder, progress, device
         self.model = model.to(device).train()
         self.stream, self.total = stream, config.total_steps
@@ -220,10 +226,11 @@ class Trainer:
             what = f"step {self.step + 1} has no supervised token in {whole.tokens} tokens"
             raise UserError(what, remedy="look at the rows with `cairn tokens`")
         total = 0.0
-        for part in parts:
-            loss = self.objective.loss(self.model, part)
-            # Divided by the count of the whole step, so that accumulation changes nothing but rounding.
-            (loss.total / supervised).backward()
+        for number, part in enumerate(parts):
+            with _drawing(seeds.seed(self.seed, f"dropout/{number}", self.step), self.device):
+                loss = self.objective.loss(self.model, part)
+                # Divided by the count of the whole step, so that accumulation changes nothing but rounding.
+                (loss.total / supervised).backward()
             self.masters.collect()
             total += float(loss.total.detach())
         norm = clip_gradients(self.masters.named, self.config.clip)
@@ -256,15 +263,28 @@ class Trainer:
 
 
 def _switch_off_dropout(model: Any) -> bool:
-    """Set every rate of dropout, of skipped layers and of router noise to zero, in the modules only; whether any was above."""
+    """Set every rate of dropout, of skipped layers and of router noise to zero, in the modules only; whether any was above.
+
+    An adapter's dropout stays: it was asked for in the recipe, and `_drawing` makes it repeatable.
+    """
     found = False
     for module in model.modules():
+        if getattr(module, "seeded", False):
+            continue
         for name, value in list(vars(module).items()):
             random = any(word in name for word in ("drop", "jitter")) or (name == "p" and isinstance(module, torch.nn.Dropout))
             if random and isinstance(value, float) and value > 0:
                 setattr(module, name, 0.0)
                 found = True
     return found
+
+
+@contextmanager
+def _drawing(seed: int, device: str) -> Iterator[None]:
+    """Let dropout draw from `seed`: torch draws from a global generator, whose state a resumed run could not have."""
+    with torch.random.fork_rng(devices=[] if device == "cpu" else None):
+        torch.manual_seed(seed)
+        yield
 
 
 def _appending(path: Path) -> IO[str]:
