@@ -74,11 +74,15 @@ def locate(ref: str, store: Store, *, hub: bool = True) -> Path:
 
 
 def model_folder(ref: str, store: Store) -> Path:
-    """The folder of the model that `ref` names: one with a config.json.
+    """The folder of the model that `ref` names: one with a config.json, or else an adapter that lies in the artifact of its training.
 
     Raises:
         UserError: there is none.
     """
+    folder = locate(ref, store)
+    for place in (folder / "adapter", folder):
+        if (place / "adapter_config.json").is_file() and not any((folder / p / "config.json").is_file() for p in ("model", ".")):
+            return place
     return _folder_with(ref, store, "config.json", ("model", "."), "model")
 
 

@@ -138,8 +138,10 @@ def write_release(folder: Path, material: Material, *, link: bool = True) -> dic
     from cairn.report.card import card_text
 
     model = material.model.path("model")
+    where = str(material.model.folder)
+    if not model.is_dir() and material.model.path("adapter").is_dir():
+        raise UserError("the adapter was not merged, and a release is one model", where=where, remedy="set adapter.merge: true")
     if not (model / "config.json").is_file():
-        where = str(material.model.folder)
         raise UserError(f"the artifact '{material.model.record.name}' holds no model", where=where, remedy="name a train stage")
     files = sorted(path.name for path in model.iterdir() if path.is_file())
     for name in files:

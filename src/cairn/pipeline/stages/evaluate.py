@@ -17,6 +17,7 @@ from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.ledger.refs import StageRef
+from cairn.model.adapter_config import model_place
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Stage, register
 
@@ -80,7 +81,7 @@ class Evaluate(Stage):
         asked = [read_questions(suite, context.inputs[str(config.data)].path()) for suite in suites]
         held_out = [list(source.read(context.place(source))) for source in config.likelihood]
         deterministic(threads())
-        subject = load_subject(context.inputs[config.model].path("model"))
+        subject = load_subject(model_place(context.inputs[config.model].path()))
         results = []
         for suite, rows in zip(suites, asked, strict=True):
             context.progress.start(len(rows), f"questions of {suite.name}")

@@ -1,6 +1,7 @@
 """The stage `train`: rows and a model in, a trained model with its tokenizer and format out. Knows how the rooms fit together.
 
-Outputs: `model/` (an ordinary Hugging Face folder), `metrics.jsonl`, `mix.json` (the table of the data), `checkpoints/`.
+Outputs: `model/` (an ordinary Hugging Face folder), `adapter/` (peft's layout, if one was trained), `metrics.jsonl`, `mix.json` (the
+table of the data), `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cairn.config import checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.ledger.refs import InputPath, StageRef
+from cairn.model.adapter_config import AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.config import Training
@@ -36,6 +38,8 @@ class TrainConfig(Training):
     """A train stage whose model is trained further; its tokenizer is used unless `tokenizer` is given."""
     checkpoint: InputPath | None = None
     """A Hugging Face folder to start from."""
+    adapter: AdapterConfig | None = None
+    """Freeze the model and train an adapter on it, which takes higher rates than its weights do: 1e-4 to 1e-3 with AdamW."""
     tokenizer: StageRef | None = None
     """A tokenizer stage."""
     format: Annotated[str, checked(check_format)] | None = None
@@ -47,6 +51,8 @@ class TrainConfig(Training):
     def _one_start(self) -> TrainConfig:
         if sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
             raise ValueError("give exactly one of model, init and checkpoint")
+        if self.model is not None and self.adapter is not None:
+            raise ValueError("an adapter needs a trained model: give init or checkpoint")
         if self.model is not None and self.tokenizer is None:
             raise ValueError("a fresh model needs a tokenizer")
         if self.model is not None and self.sequence_length > self.model.context:
@@ -72,9 +78,12 @@ class Train(Stage):
         if resumed:
             context.progress.note(f"goes on from step {resumed}")
         figures = trainer.run()
-        self._save_model(context, trainer, prepared)
-        flops = 6.0 * prepared["parameters"] * figures["tokens"]
-        return {**figures, "parameters": prepared["parameters"], "flops": flops, "sources": prepared["counters"]}
+        save = self._save_model if prepared["adapted"] is None else self._save_adapter
+        figures |= save(context, trainer, prepared)
+        counts = {name: prepared[name] for name in ("parameters", "trained_parameters")}
+        # Frozen weights take no product for a gradient of their own: four operations a token instead of six.
+        flops = (4.0 * counts["parameters"] + 2.0 * counts["trained_parameters"]) * figures["tokens"]
+        return {**figures, **counts, "flops": flops, "sources": prepared["counters"]}
 
     def replay_interval(self, context: Context, a: int, b: int) -> list[dict[str, str]]:
         """Train again from the recorded checkpoint of step `a` (0: the beginning) to `b`, and compare that checkpoint's bytes."""
@@ -114,6 +123,8 @@ class Train(Stage):
         from cairn.model.speed import gemm_rate
 
         tokens = config.total_steps * config.step_tokens
+        if config.adapter is not None:
+            return _estimate_adapter(config, inputs, tokens)
         shape, vocab = config.model, _vocab_size(config, inputs)
         if shape is not None and vocab is not None:
             total, matrices = count_parameters(shape, vocab)
@@ -124,12 +135,10 @@ class Train(Stage):
             if before is None or before.parameters is None:
                 return Estimate(tokens=tokens)
             total, flops = before.parameters, 6.0 * before.parameters * tokens
-        every, keep = config.checkpoints.every, config.checkpoints.keep
-        kept = (config.total_steps - 1) // every if every else 0
-        kept = min(kept, keep) if keep else kept
         # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
         seconds = flops / (0.3e9 * gemm_rate(config.precision))
-        return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=total * 4 * (1 + 3 * (kept + 1)), seconds=seconds)
+        disk = total * 4 * (1 + 3 * _checkpoints(config))
+        return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -140,6 +149,8 @@ class Train(Stage):
         from cairn.data.batches import PackedStream
         from cairn.ledger import seeds
         from cairn.ledger.environment import threads
+        from cairn.model.adapter import attach
+        from cairn.model.nf4 import count_weights
         from cairn.tokenizer.load import Tokenizer
         from cairn.train.loop import Trainer, deterministic
         from cairn.train.objectives import load_objective
@@ -152,37 +163,54 @@ class Train(Stage):
         chat_format = load_format(config.format or folder)
         renderer = Renderer(chat_format, tokenizer)
         model = self._model(context, tokenizer)
-        context.progress.note(f"model: {sum(p.numel() for p in model.parameters()):,} parameters")
+        adapted = attach(model, config.adapter, context.seed) if config.adapter is not None else None
+        parameters, trained = count_weights(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
+        context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
         encoded, table, counters = _encode(context, renderer, tokenizer, "language_model" if objective.targets == "all" else "supervised")
         (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         seed = seeds.seed(context.seed, "train")
         weights = [s.weight for s in config.data]
         stream = PackedStream(encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
-        trainer = Trainer(model, stream, config, context.draft, context.progress)
-        parameters = sum(p.numel() for p in model.parameters())
-        return trainer, {"counters": counters, "tokenizer": folder, "renderer": renderer, "parameters": parameters}
+        trainer = Trainer(model, stream, config, context.draft, context.progress, seed=seed)
+        told = {"counters": counters, "tokenizer": folder, "renderer": renderer, "adapted": adapted}
+        return trainer, {**told, "parameters": parameters, "trained_parameters": trained}
 
     def _tokenizer_folder(self, context: Context) -> Path:
         config: TrainConfig = context.config
         if config.tokenizer is not None:
             return context.inputs[config.tokenizer].path()
-        return context.inputs[config.init].path("model") if config.init is not None else Path(str(config.checkpoint))
+        return self._start(context)
+
+    def _start(self, context: Context) -> Path:
+        """The folder of the model that is trained further."""
+        config: TrainConfig = context.config
+        return model_place(context.inputs[config.init].path()) if config.init is not None else Path(str(config.checkpoint))
 
     def _model(self, context: Context, tokenizer: Any) -> Any:
+        from cairn.model.adapter import base_config, grow_vocabulary, load_base, plan_adapter
         from cairn.model.load import load_model, new_model
 
         config: TrainConfig = context.config
         if config.model is not None:
             ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
             return new_model(config.model, vocab_size=tokenizer.vocab_size, seed=context.seed, **ids)
-        folder = context.inputs[config.init].path("model") if config.init is not None else Path(str(config.checkpoint))
-        model = load_model(folder, "float32", eval_mode=False)
+        folder = self._start(context)
+        if config.adapter is not None:
+            plan_adapter(base_config(folder), config.adapter)
+            model = load_base(folder, config.adapter.base)
+        else:
+            model = load_model(folder, "float32", eval_mode=False)
         have = model.get_input_embeddings().weight.shape[0]
         if have < tokenizer.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {have}", where=str(folder),
-                remedy="give the tokenizer that belongs to this model",
-            )  # fmt: skip
+            tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            missing = {"embeddings", "head"} - set(config.adapter.train if config.adapter is not None else ())
+            if len(missing) > (1 if tied else 0):
+                remedy = "give the tokenizer that belongs to this model"
+                if config.adapter is not None:
+                    remedy += f", or train the new ids: adapter.train: [{'embeddings' if tied else 'embeddings, head'}]"
+                what = f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {have}"
+                raise UserError(what, where=str(folder), remedy=remedy)
+            grow_vocabulary(model, tokenizer.vocab_size)
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and config.sequence_length > longest:
             raise UserError(
@@ -191,18 +219,44 @@ class Train(Stage):
             )  # fmt: skip
         return model
 
-    def _save_model(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> None:
-        from cairn.chat.format import load_format
+    def _save_model(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
         from cairn.model.load import save_model
 
         out = context.draft / "model"
         shutil.rmtree(out, ignore_errors=True)
         save_model(trainer.finished_model(), out, stop_ids=sorted(prepared["renderer"].stop_ids))
-        for name in TOKENIZER_FILES:
-            if (prepared["tokenizer"] / name).is_file():
-                shutil.copyfile(prepared["tokenizer"] / name, out / name)
-        if context.config.format:
-            _write_format(load_format(context.config.format), out)
+        _give_tokenizer(context.config, prepared["tokenizer"], out)
+        return {}
+
+    def _save_adapter(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
+        """Write `adapter/` and, unless the recipe says no, `model/` merged; figures for the record."""
+        from cairn.ledger.digest import folder_digest
+        from cairn.model.adapter import merge_folder, save_adapter
+
+        out, merged, base = context.draft / "adapter", context.draft / "model", self._start(context)
+        for folder in (out, merged):
+            shutil.rmtree(folder, ignore_errors=True)
+        vocabulary = int(trainer.model.get_input_embeddings().weight.shape[0])
+        told = {"digest": folder_digest(base), "held": context.config.adapter.base, "vocabulary": vocabulary}
+        stop_ids = sorted(prepared["renderer"].stop_ids)
+        save_adapter(prepared["adapted"], trainer.masters.named, out, told, stop_ids=stop_ids)
+        _give_tokenizer(context.config, prepared["tokenizer"], out)
+        if not context.config.adapter.merge:
+            return {}
+        difference = merge_folder(out, base, merged)
+        _give_tokenizer(context.config, prepared["tokenizer"], merged)
+        return {"merge_difference": difference}
+
+
+def _give_tokenizer(config: TrainConfig, tokenizer: Path, folder: Path) -> None:
+    """Put tokenizer and format beside a model."""
+    from cairn.chat.format import load_format
+
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+    if config.format:
+        _write_format(load_format(config.format), folder)
 
 
 def _write_format(chat_format: Any, folder: Path) -> None:
@@ -213,6 +267,38 @@ def _write_format(chat_format: Any, folder: Path) -> None:
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     (folder / "chat_format.yaml").write_text(chat_format.to_yaml(), encoding="utf-8")
+
+
+def _checkpoints(config: TrainConfig) -> int:
+    """How many checkpoints lie on the disk at once, at most."""
+    every, keep = config.checkpoints.every, config.checkpoints.keep
+    kept = (config.total_steps - 1) // every if every else 0
+    return 1 + (min(kept, keep) if keep else kept)
+
+
+def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
+    """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
+    from cairn.model.adapter import base_config, plan_adapter
+    from cairn.model.config import transformers_config
+    from cairn.model.speed import gemm_rate
+
+    assert config.adapter is not None
+    if config.checkpoint is not None:
+        shape = base_config(Path(config.checkpoint))
+    elif (artifact := inputs.get(str(config.init))) is not None:
+        shape = base_config(model_place(artifact.path()))
+    else:
+        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+        if planned is None:
+            return Estimate(tokens=tokens)
+        shape = transformers_config(planned, vocab_size=1, bos_id=None, eos_id=None, pad_id=None)
+    base, trained = plan_adapter(shape, config.adapter)
+    before = getattr(inputs, "estimates", {}).get(config.init)
+    base = getattr(before, "parameters", None) or base
+    flops = (4.0 * base + 6.0 * trained) * tokens
+    disk = 4 * (trained * (1 + 3 * _checkpoints(config)) + (base if config.adapter.merge else 0))
+    seconds = flops / (0.3e9 * gemm_rate(config.precision))
+    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
 
 def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
