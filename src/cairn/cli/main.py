@@ -30,6 +30,7 @@ VERBS: dict[str, str] = {
     "generate": "Answer a file of prompts.",
     "eval": "Measure models on a suite.",
     "card": "Write a model's card.",
+    "merge": "Merge an adapter into its base.",
     "export": "Write a model as a folder for other programs.",
     "trace": "Show what an artifact was made from.",
     "verify": "Check an artifact's bytes, or run its stage again and compare.",

@@ -65,12 +65,12 @@ def export(ref: str, folder: Path, to: str, store: Store) -> Export:
         raise UserError(f"there is no layout '{to}' to export to", where=f"--to {to}", remedy=did_you_mean(to, LAYOUTS))
     source = model_folder(ref, store)
     target = Path(os.path.abspath(folder.expanduser()))
-    _check_target(target, source, store)
+    check_target(target, source, store)
     with store.guard():
         return LAYOUTS[to](source, target)
 
 
-def _check_target(target: Path, source: Path, store: Store) -> None:
+def check_target(target: Path, source: Path, store: Store) -> None:
     """Refuse a folder that is in use, before anything is written."""
     inside = [place for place in (source, store.root) if target.is_relative_to(place.absolute())]
     if inside:
