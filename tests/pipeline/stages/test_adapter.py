@@ -94,7 +94,7 @@ def losses(one: Artifact) -> list[float]:
 def test_the_loss_falls_and_only_the_adapter_is_trained(made: tuple[Store, str], name: str) -> None:
     one, base = artifact(made, name), artifact(made, "base")
     found, metrics = losses(one), one.record.metrics
-    assert sum(found[-3:]) < 0.97 * sum(found[:3])
+    assert sum(found[-3:]) < 0.98 * sum(found[:3])
     weights = load_file(one.path("checkpoints/step-000008/weights.safetensors"))
     assert sum(t.numel() for t in weights.values()) == metrics["trained_parameters"] < 0.7 * base.record.metrics["parameters"]
     assert all(t.dtype == torch.float32 for t in weights.values())
