@@ -10,7 +10,7 @@ from cairn.model.head import Head, cross_entropy, head_agrees, head_of, log_prob
 
 
 def _same_gradients(mine, plain, leaves):
-    ours, theirs = (torch.autograd.grad(x, leaves, retain_graph=True) for x in (mine, plain))
+    ours, theirs = torch.autograd.grad(mine, leaves), torch.autograd.grad(plain, leaves, retain_graph=True)
     for a, c in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, c, atol=1e-5, rtol=1e-4)
 
@@ -70,6 +70,15 @@ def test_the_largest_tensor_grows_with_neither_positions_nor_vocabulary(monkeypa
     cross_entropy(h, torch.zeros(3000, dtype=torch.long), Head(torch.randn(vocabulary, 4, requires_grad=True)))
     assert sum(sizes) == 3000 * vocabulary
     assert max(sizes) == 1 << 14
+
+
+def test_a_second_gradient_of_one_sum_is_refused():
+    """The gradient is scaled where it lies: a second pass would scale it twice."""
+    h, w = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    total, _ = cross_entropy(h, torch.arange(3), Head(w))
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already taken"):
+        total.backward()
 
 
 HEADS = [

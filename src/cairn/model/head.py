@@ -82,19 +82,22 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 p *= (1.0 + 2.0 * z_loss * lse)[:, None]
             p[torch.arange(len(lse), device=p.device), targets_N[part]] -= 1.0
             grads.add(part, p, slope, head)
-        ctx.save_for_backward(grads.dh, grads.dw, grads.db)
+        ctx.gradients = (grads.dh, grads.dw, grads.db)
         ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
         ctx.mark_non_differentiable(nll_N)
         return total, nll_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        dh, dw, db = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError("the sum's gradient was already taken; it is computed once and not kept")
+        (dh, dw, db), ctx.gradients = ctx.gradients, None
         up = grads[0]
         assert up is not None
         weight_dtype, bias_dtype = ctx.dtypes
+        # In place: a copy of vocabulary × width would be most of what the loss needs.
         return (
-            dh * up.to(dh.dtype), None if dw is None else (dw * up).to(weight_dtype), None if db is None else (db * up).to(bias_dtype),
+            dh.mul_(up.to(dh.dtype)), None if dw is None else dw.mul_(up).to(weight_dtype), None if db is None else db.mul_(up).to(bias_dtype),
             None, None, None,
         )  # fmt: skip
 
