@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from cairn.errors import UserError
 from cairn.train.config import OptimizerConfig, ScheduleConfig, Training
+from cairn.train.masters import Masters, clip_gradients
+from cairn.train.muon import orthogonalise
 from cairn.train.objectives import load_objective, objective_names
-from cairn.train.optim import Masters, Optimizer, clip_gradients, orthogonalise
+from cairn.train.optim import Optimizer
 from cairn.train.schedule import factor
 
 KINDS = st.sampled_from(["wsd", "cosine", "linear", "constant"])
@@ -54,7 +56,7 @@ def test_adamw_is_torch_adamw_and_norms_do_not_decay():
         for a, b in ((w, v), (n, m)):
             a.grad = torch.full_like(a, 0.1 * (step + 1))
             b.grad = a.grad.clone()
-        ours.step(0.5)
+        ours.step(0.5, step)
         theirs.step()
     torch.testing.assert_close(w, v)
     torch.testing.assert_close(n, m)
@@ -66,7 +68,7 @@ def test_the_embedding_may_have_a_rate_of_its_own():
     optimizer = Optimizer(config, named, "inputs", "head")
     for p in named.values():
         p.grad = torch.ones_like(p)
-    optimizer.step(0.5)
+    optimizer.step(0.5, 0)
     moved = {name: float((1 - p.detach()).mean()) for name, p in named.items()}
     assert moved["inputs"] == pytest.approx(0.15, rel=1e-3)  # AdamW's first step is the rate itself
     assert moved["head"] == pytest.approx(0.05, rel=1e-3)
@@ -85,14 +87,14 @@ def test_optimizer_state_survives_a_round_trip():
 
     one, first = fresh()
     push(one, 0.3)
-    first.step(1.0)
+    first.step(1.0, 0)
     two, second = fresh()
     for name in one:
         two[name].data.copy_(one[name].data)
     second.load(first.state())
     for named, optimizer in ((one, first), (two, second)):
         push(named, -0.2)
-        optimizer.step(1.0)
+        optimizer.step(1.0, 1)
     assert all(torch.equal(one[n], two[n]) for n in one)
 
 

@@ -23,6 +23,23 @@ COMPILE_FLOPS = 3e13
 """Training work from which compiling pays: some 15 s of compiling against a fifth of about 100 s (docs/experiments.md)."""
 
 
+class GroupConfig(Config):
+    """A rate or a decay of their own for the weights whose names match a pattern."""
+
+    match: str = Field(min_length=1)
+    """Pattern of weight names, such as "*.embed_tokens.weight" (* and ? as for files). A weight goes by the first pattern that fits it."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak rate; None leaves the one that the weight has without the group. It goes before `embedding_lr`."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled decay, of norms and biases too where they match; None leaves it."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> GroupConfig:
+        if self.lr is None and self.weight_decay is None:
+            raise ValueError("a group needs lr or weight_decay")
+        return self
+
+
 class OptimizerConfig(Config):
     """How weights move."""
 
@@ -38,23 +55,85 @@ class OptimizerConfig(Config):
     """Decoupled decay of matrices; norms and biases never decay."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
     """Muon's momentum."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's averages."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
+    state: Literal["float32", "int8"] = "float32"
+    """How AdamW's moments and Muon's momentum are kept: 4 bytes a value, or a little over 1 (train/blocks.py). Vectors stay float32."""
+    groups: list[GroupConfig] = Field(default_factory=list)
+    """Rates and decays by weight name; the first that matches counts, and one that matches nothing is refused."""
 
 
 class ScheduleConfig(Config):
     """How the rate runs over the steps, as a factor of its peak."""
 
-    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    """wsd: warm-up, stable, linear decay (MiniCPM). cosine and linear: warm-up, then decay to `final` at the end."""
+    kind: Literal["wsd", "trapezoid", "cosine", "linear", "inverse_sqrt", "constant"] = "wsd"
+    """All begin with the warm-up. wsd: stable, then linear decay (MiniCPM). trapezoid: the same shape with both lengths given in steps, so
+    that a longer run repeats a shorter one up to its decay. cosine, linear: decay from there to the end. inverse_sqrt: 1/sqrt(step), then
+    linear decay (Zhai et al. 2022). constant: no decay, and `final` says nothing."""
     warmup: float = Field(default=0.02, ge=0, lt=1)
     """Share of the steps that warm up."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """The same as a number of steps; if given, `warmup` says nothing."""
     decay: float = Field(default=0.3, gt=0, le=1)
-    """wsd: share of the steps that decay, at the end."""
+    """wsd and inverse_sqrt: share of the steps that decay, at the end."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """The same as a number of steps, for trapezoid too; if given, `decay` says nothing."""
     final: float = Field(default=0.0, ge=0, le=1)
     """The last factor."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> ScheduleConfig:
+        if self.kind == "trapezoid" and (self.warmup_steps is None or self.decay_steps is None):
+            raise ValueError("trapezoid needs warmup_steps and decay_steps; wsd is the same shape by shares")
+        if self.decay_steps is not None and not self._decays_apart:
+            raise ValueError(f"{self.kind} has no decay_steps; wsd, trapezoid and inverse_sqrt have them")
+        if self._decays_apart and self.warmup_steps is None and self.decay_steps is None and self.warmup + self.decay > 1:
+            # The factor would jump where the decay begins before the warm-up ends.
+            raise ValueError(f"warmup ({self.warmup}) and decay ({self.decay}) are more than the whole run")
+        return self
+
+    @property
+    def _decays_apart(self) -> bool:
+        """Whether the decay is a phase of its own length."""
+        return self.kind in ("wsd", "trapezoid", "inverse_sqrt")
+
+    def lengths(self, total: int) -> tuple[int, int]:
+        """Steps of the warm-up and of the decay in a run of `total` steps.
+
+        Raises:
+            ValueError: they do not fit into it.
+        """
+        warmup = round(self.warmup * total) if self.warmup_steps is None else self.warmup_steps
+        if not self._decays_apart:
+            decay = 0 if self.kind == "constant" else total - warmup
+        elif self.decay_steps is None:
+            # Two shares that are rounded up each must not overlap.
+            decay = min(max(1, round(self.decay * total)), total - warmup)
+        else:
+            decay = self.decay_steps
+        if warmup + max(0, decay) > total:
+            raise ValueError(f"the schedule's warm-up ({warmup} steps) and decay ({decay}) are longer than the run ({total})")
+        return warmup, decay
+
+
+class EmaConfig(Config):
+    """An exponential moving average of the weights, which then is the finished model."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """What stays of the average at an update; it looks back over about every / (1 - decay) steps."""
+    every: int = Field(default=1, gt=0)
+    """Steps between two updates."""
+    start: int = Field(default=0, ge=0)
+    """The step after which the average begins, as a copy of the weights."""
+    use: Literal["final", "both"] = "final"
+    """final: `model/` is the average. both: `model/` is the average, and the last weights stand beside it in `model-last/`."""
+
+    @property
+    def first(self) -> int:
+        """The step after which the average exists."""
+        return self.start or self.every
 
 
 class CheckpointConfig(Config):
@@ -89,20 +168,30 @@ class Training(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(default=1.0, ge=0)
     """Largest norm of the whole gradient; 0 switches clipping off."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: forward and backward in bf16 with fp32 master weights, cast once a step."""
+    precision: Literal["float32", "bfloat16", "bfloat16-pure"] = "float32"
+    """bfloat16: forward and backward in bf16 with fp32 master weights, cast once a step. bfloat16-pure: no masters; weights are bf16 and an
+    update is rounded up or down by chance, so that small ones count on average. Gradients of micro-batches then add up in bf16 too."""
     attention: Literal["auto", "varlen", "flex", "buckets"] = "auto"
     """How packed documents attend. auto: the fastest that this machine and the model's heads allow. varlen: FlashAttention; flex: flex
     attention (both CUDA only); buckets: plain torch, anywhere. A backend asked for by name that cannot serve is an error at start."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Hand the formulas between the matrix products to torch's compiler: a few seconds' start for a fifth to a third more speed. auto: for
     runs of at least COMPILE_FLOPS on a machine that has what it needs (a C++ compiler); the record says whether it was."""
+    ema: EmaConfig | None = None
+    """An average of the weights, kept in fp32 and in checkpoints; None: none."""
     checkpoints: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
         if (self.steps is None) == (self.tokens is None):
             raise ValueError("give either steps or tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Training:
+        self.schedule.lengths(self.total_steps)
+        if self.ema is not None and self.ema.first > self.total_steps:
+            raise ValueError(f"the average (ema) would begin after step {self.ema.first}, but the run has {self.total_steps}")
         return self
 
     @property
@@ -113,3 +202,18 @@ class Training(Config):
     @property
     def total_steps(self) -> int:
         return self.steps if self.steps is not None else -(-int(self.tokens or 0) // self.step_tokens)
+
+    @property
+    def pure(self) -> bool:
+        """Whether weights are kept in bf16 alone."""
+        return self.precision == "bfloat16-pure"
+
+    @property
+    def compute(self) -> Literal["float32", "bfloat16"]:
+        """The type that forward and backward run in."""
+        return "float32" if self.precision == "float32" else "bfloat16"
+
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Bytes of a checkpoint per parameter, as if all were AdamW's: weights, two moments, and the average."""
+        return (2 if self.pure else 4) + (2.1 if self.optimizer.state == "int8" else 8) + (4 if self.ema else 0)

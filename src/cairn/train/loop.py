@@ -17,6 +17,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cairn.data.batches import make_batch
 from cairn.data.encode import Encoded
@@ -25,15 +26,18 @@ from cairn.ledger import seeds
 from cairn.ledger.progress import Progress
 from cairn.model import kernels
 from cairn.model.fused import fuse, join_weights, restore
+from cairn.ledger.store import show_bytes
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.packing import probe, try_packing
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
 from cairn.train.config import COMPILE_FLOPS, Training
+from cairn.train.ema import Average, is_average
 from cairn.train.forward import TorchBatch
+from cairn.train.masters import Masters, clip_gradients, is_plain
 from cairn.train.objectives import load_objective
-from cairn.train.optim import Masters, Optimizer, clip_gradients, embedding_names
+from cairn.train.optim import Optimizer, embedding_names
 from cairn.train.schedule import factor
 
 
@@ -67,7 +71,7 @@ class Trainer:
         folder: where `metrics.jsonl`, `checkpoints/`, `resume/` and `logs/` are written; what lies there is resumed.
         progress: who is told.
         device: where it runs.
-        seed: what a model's dropout is drawn from.
+        seed: of what is drawn in training itself: a model's dropout, and roundings by chance.
     """
 
     def __init__(
@@ -86,19 +90,23 @@ class Trainer:
         if _switch_off_dropout(self.model):
             progress.note("the model's dropout is switched off: its draws depend on a state that a resumed run does not have")
         self.plain_attention = model.config._attn_implementation
-        verdict = try_packing(self.model, config.attention, longest=config.sequence_length, dtype=dtype_of(config.precision))
+        verdict = try_packing(self.model, config.attention, longest=config.sequence_length, dtype=dtype_of(config.compute))
         self.packed = verdict.packs
         if verdict.note:
             progress.note(f"'{model.config.model_type}' {verdict.note}")
         fused = fuse(self.model, probe) if self.packed else []
         self.model.train()
-        self.masters = Masters(self.model, dtype_of(config.precision))
+        self.masters = Masters(self.model, dtype_of(config.compute), pure=config.pure)
         if fused:
             join_weights(self.model)
         self.compiled = bool(fused) and self._pays_to_compile()
         if self.compiled:
             self._compile()
-        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model))
+        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model), seed=seed)
+        if config.optimizer.state != "float32":
+            sizes = [show_bytes(self.optimizer.planned_bytes(coded=coded)) for coded in (True, False)]
+            progress.note(f"optimiser states take {sizes[0]} in {config.optimizer.state}, and would take {sizes[1]} in float32")
+        self.average = Average(config.ema) if config.ema is not None else None
         self.step, self.seen = 0, {"tokens": 0, "supervised_tokens": 0}
 
     def _pays_to_compile(self) -> bool:
@@ -158,13 +166,16 @@ class Trainer:
                 what = f"the checkpoint's weight '{name}' is {shape}, the model's is {tuple(tensor.shape)}"
                 raise UserError(what, remedy="give a checkpoint of this model")
         self.masters.load(state.weights)
-        self.optimizer.load(state.optimizer)
+        self.optimizer.load({path: value for path, value in state.optimizer.items() if not is_average(path)})
+        if self.average is not None:
+            self.average.load(state.optimizer, int(state.place["step"]))
         self.stream.restore(state.place["stream"])
         self.step, self.seen = int(state.place["step"]), dict(state.place["seen"])
 
     def state(self) -> checkpoint.State:
         place = {"step": self.step, "seen": self.seen, "stream": self.stream.state()}
-        return checkpoint.State(dict(self.masters.named), self.optimizer.state(), place)
+        kept = self.optimizer.state() | (self.average.state() if self.average is not None else {})
+        return checkpoint.State(dict(self.masters.named), kept, place)
 
     def _metric_lines(self) -> list[str]:
         path = self.folder / "metrics.jsonl"
@@ -241,10 +252,12 @@ class Trainer:
                 remedy="lower the rate, or warm up longer",
             )  # fmt: skip
         rate = factor(self.config.schedule, self.step, self.total)
-        self.optimizer.step(rate)
+        self.optimizer.step(rate, self.step)
         self.masters.publish()
         self.masters.clear()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step, self.masters.named)
         self.seen["tokens"] += whole.tokens
         self.seen["supervised_tokens"] += supervised
         return {
@@ -252,10 +265,19 @@ class Trainer:
             "tokens": whole.tokens, "supervised_tokens": supervised,
         }  # fmt: skip
 
-    def finished_model(self) -> Any:
-        """The model with its fp32 weights, ready to be saved."""
+    def finished_weights(self, *, last: bool = False) -> dict[str, Tensor]:
+        """What was trained, by name: the average where one is kept, unless the last weights are asked for."""
+        return self.masters.named if last or self.average is None else self.average.named
+
+    def finished_model(self, *, last: bool = False) -> Any:
+        """The model with its `finished_weights` in fp32, ready to be saved."""
+        weights = self.finished_weights(last=last)
         for name, p in self.model.named_parameters():
-            p.data = self.masters.named[name].detach().clone() if name in self.masters.named else p.data.float()
+            if name in weights:
+                # A copy, for the weights that compute may be the very ones that are moved.
+                p.data = weights[name].detach().float().clone()
+            elif is_plain(p):
+                p.data = p.data.float()
         restore(self.model)
         if self.packed:
             self.model.set_attn_implementation(self.plain_attention)

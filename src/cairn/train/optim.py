@@ -1,64 +1,20 @@
-"""Which weights move by which rule. Knows a model's named parameters and torch's optimisers; no data, no loss.
-
-With bf16 compute the model's own weights are bf16 and the optimiser moves fp32 masters, copied back once a step. With fp32 the
-masters are the weights themselves.
-"""
+"""Which weights move by which rule, at which rate. Knows a model's named parameters and the rules; no data, no loss."""
 
 from __future__ import annotations
 
-import math
+import re
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cairn.train.config import OptimizerConfig
-
-
-class Masters:
-    """The fp32 weights that the optimiser moves, and the gradient that it is given.
-
-    Attributes:
-        named: name → fp32 tensor, in the model's order, tied weights once.
-    """
-
-    def __init__(self, model: Any, compute: torch.dtype) -> None:
-        self._live = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._same = compute == torch.float32
-        self.named: dict[str, Tensor] = {n: (p if self._same else p.detach().float().clone()) for n, p in self._live.items()}
-        if not self._same:
-            # Parameters only: model.to() would round the rotary frequencies too, and positions would drift by whole radians.
-            for p in model.parameters():
-                p.data = p.data.to(compute)
-
-    def collect(self) -> None:
-        """Add the gradient of the micro-batch to the masters', in fp32, and clear it."""
-        if self._same:
-            return
-        for name, live in self._live.items():
-            if live.grad is None:
-                continue
-            master = self.named[name]
-            master.grad = live.grad.float() if master.grad is None else master.grad.add_(live.grad)
-            live.grad = None
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the weights that compute."""
-        if not self._same:
-            for name, live in self._live.items():
-                live.copy_(self.named[name])
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over saved masters."""
-        for name, tensor in self.named.items():
-            tensor.copy_(state[name])
-        self.publish()
-
-    def clear(self) -> None:
-        for tensor in self.named.values():
-            tensor.grad = None
+from cairn.errors import UserError, did_you_mean
+from cairn.train import blocks
+from cairn.train.adamw import AdamW
+from cairn.train.config import GroupConfig, OptimizerConfig
+from cairn.train.muon import Muon
+from cairn.train.rounding import Draws
 
 
 def is_block_matrix(name: str, tensor: Tensor, embeddings: set[str]) -> bool:
@@ -74,47 +30,96 @@ def embedding_names(model: Any) -> tuple[str | None, str | None]:
     return found[0], found[1]
 
 
+def group_of(name: str, groups: list[GroupConfig]) -> GroupConfig | None:
+    """The first group whose pattern fits the name."""
+    return next((group for group in groups if fnmatchcase(name, group.match)), None)
+
+
+def check_groups(groups: list[GroupConfig], names: list[str]) -> None:
+    """Refuse a group that no weight would go by.
+
+    Raises:
+        UserError: a pattern fits no name, or only names that earlier patterns took.
+    """
+    taken = {id(group_of(name, groups)) for name in names}
+    for number, group in enumerate(groups):
+        if id(group) in taken:
+            continue
+        where = f"optimizer.groups.{number}.match"
+        if any(fnmatchcase(name, group.match) for name in names):
+            what = f"every weight that '{group.match}' fits goes by an earlier group"
+            raise UserError(what, where=where, remedy="put the narrower pattern first")
+        # Layers differ by their number alone: one name stands for all of them, and serves as a pattern.
+        known = {re.sub(r"\.\d+\.", ".*.", name) for name in names}
+        raise UserError(f"no weight's name fits '{group.match}'", where=where, remedy=did_you_mean(group.match, known)[:1200])
+
+
 class Optimizer:
-    """One or two torch optimisers behind one face; state saved and loaded by weight name."""
+    """One or two optimisers behind one face; state saved and loaded by weight name.
 
-    def __init__(self, config: OptimizerConfig, named: dict[str, Tensor], inputs: str | None, head: str | None) -> None:
+    Args:
+        config: rules and rates.
+        named: the weights that move, by name.
+        inputs: name of the input embedding, if it moves.
+        head: name of the output head; the same where the two are tied.
+        seed: of the roundings by chance, for 8-bit states and bf16 weights.
+    """
+
+    def __init__(self, config: OptimizerConfig, named: dict[str, Tensor], inputs: str | None, head: str | None, seed: int = 0) -> None:
+        check_groups(config.groups, list(named))
         self.config = config
+        self._named, self._names = named, {id(p): name for name, p in named.items()}
+        self._draws = Draws(seed, named)
+        self._coded = config.state == "int8"
         embeddings = {name for name in (inputs, head) if name}
-        matrices = {n: p for n, p in named.items() if is_block_matrix(n, p, embeddings)} if config.kind == "muon" else {}
-        apart = inputs if config.embedding_lr is not None and inputs != head else None
-        rest = {n: p for n, p in named.items() if n not in matrices and n != apart}
-        rate = config.adam_lr if config.kind == "muon" else config.lr
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in rest.values() if p.ndim >= 2], "weight_decay": config.weight_decay, "peak": rate},
-            {"params": [p for p in rest.values() if p.ndim < 2], "weight_decay": 0.0, "peak": rate},
-            {"params": [named[apart]] if apart else [], "weight_decay": config.weight_decay, "peak": config.embedding_lr},
-        ]
-        groups = [group for group in groups if group["params"]]
+        apart = inputs if inputs != head else None
+        adam: dict[tuple[float, float], list[Tensor]] = {}
+        muon: dict[tuple[float, float], list[Tensor]] = {}
+        for name, p in named.items():
+            by_muon = config.kind == "muon" and is_block_matrix(name, p, embeddings)
+            (muon if by_muon else adam).setdefault(_rates(config, name, p, by_muon, name == apart), []).append(p)
         self._parts: list[torch.optim.Optimizer] = []
-        if groups:
-            self._parts.append(torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True))
-        if matrices:
-            self._parts.append(Muon(list(matrices.values()), config.lr, momentum=config.momentum, weight_decay=config.weight_decay))
-        self._named = named
+        if adam:
+            self._parts.append(self._adamw(_groups(adam)))
+        if muon:
+            self._parts.append(Muon(_groups(muon), config.momentum, self._draws, coded=self._coded))
 
-    def step(self, factor: float) -> None:
-        """One update at `factor` times each peak rate."""
+    def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """torch's own, which is fused, where it does what is asked for."""
+        config = self.config
+        if self._coded or any(p.dtype != torch.float32 for p in self._named.values()):
+            return AdamW(groups, config.betas, config.eps, self._draws, coded=self._coded)
+        return torch.optim.AdamW(groups, lr=groups[0]["peak"], betas=config.betas, eps=config.eps, fused=True)
+
+    def step(self, factor: float, number: int) -> None:
+        """One update at `factor` times each peak rate; `number` is the step's, which roundings by chance are a function of."""
+        self._draws.step = number
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = group["peak"] * factor
             part.step()
 
+    def planned_bytes(self, *, coded: bool | None = None) -> int:
+        """Memory of the state once every weight has had a gradient; as configured, or with states coded or not."""
+        coded = self._coded if coded is None else coded
+        total = 0
+        for part in self._parts:
+            of_adam = not isinstance(part, Muon)
+            for group in part.param_groups:
+                total += sum((2 if of_adam else 1) * blocks.state_bytes(p, coded) + (4 if of_adam else 0) for p in group["params"])
+        return total
+
     def state(self) -> dict[str, Tensor]:
         """Flat tensors `name/key` → value; safetensors can hold it."""
-        names = {id(p): n for n, p in self._named.items()}
         flat: dict[str, Tensor] = {}
         for part in self._parts:
             for p, entry in part.state.items():
                 for key, value in entry.items():
-                    flat[f"{names[id(p)]}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(float(value))
+                    flat[f"{self._names[id(p)]}/{key}"] = value
         return flat
 
     def load(self, flat: dict[str, Tensor]) -> None:
+        """Take over a saved state. Entries of other names are left alone."""
         by_name: dict[str, dict[str, Tensor]] = {}
         for path, value in flat.items():
             name, key = path.rsplit("/", 1)
@@ -122,65 +127,24 @@ class Optimizer:
         for part in self._parts:
             for group in part.param_groups:
                 for p in group["params"]:
-                    name = next(n for n, q in self._named.items() if q is p)
-                    if name in by_name:
-                        part.state[p] = by_name[name]
+                    # A weight without a gradient so far has no state, neither saved nor here.
+                    part.state.pop(p, None)
+                    if entry := by_name.get(self._names[id(p)]):
+                        part.state[p] = entry
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): momentum, then the update's matrix made nearly orthogonal by five Newton-Schulz rounds.
-
-    Matrices of one shape go through the rounds as one batch, which torch's own Muon does one by one (docs/experiments.md). The update
-    is scaled by sqrt(max(1, rows / columns)).
-    """
-
-    def __init__(self, params: list[Tensor], peak: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": 0.0, "peak": peak, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            shapes: dict[tuple[int, ...], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(tuple(p.shape), []).append(p)
-            for shape, params in shapes.items():
-                updates = []
-                for p in params:
-                    state = self.state[p]
-                    if not state:
-                        state["momentum"] = torch.zeros_like(p)
-                    assert p.grad is not None
-                    buffer = state["momentum"].lerp_(p.grad, 1.0 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]))
-                ortho = orthogonalise(torch.stack(updates))
-                scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for p, update in zip(params, ortho, strict=True):
-                    p.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+def _rates(config: OptimizerConfig, name: str, p: Tensor, by_muon: bool, is_embedding: bool) -> tuple[float, float]:
+    """(peak rate, decay) of a weight."""
+    rate = config.lr if by_muon or config.kind == "adamw" else config.adam_lr
+    if is_embedding and config.embedding_lr is not None:
+        rate = config.embedding_lr
+    decay = config.weight_decay if p.ndim >= 2 else 0.0
+    group = group_of(name, config.groups)
+    if group is not None:
+        rate = rate if group.lr is None else group.lr
+        decay = decay if group.weight_decay is None else group.weight_decay
+    return rate, decay
 
 
-def orthogonalise(x_NRC: Tensor, rounds: int = 5) -> Tensor:
-    """Each of N matrices with its singular values pushed towards 1, in fp32 out; products run in bf16.
-
-    The quintic coefficients are those of the paper: steep at 0, so small singular values rise fast.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = x_NRC.bfloat16()
-    tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.transpose(1, 2)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(rounds):
-        gram = x @ x.transpose(1, 2)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.transpose(1, 2) if tall else x).float()
-
-
-def clip_gradients(named: dict[str, Tensor], limit: float) -> float:
-    """Scale all gradients so that their common norm is at most `limit` (0: only measure). Returns the norm before."""
-    grads = [p.grad for p in named.values() if p.grad is not None]
-    total = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
-    if limit > 0 and total > limit:
-        for g in grads:
-            g.mul_(limit / (total + 1e-6))
-    return total
+def _groups(weights: dict[tuple[float, float], list[Tensor]]) -> list[dict[str, Any]]:
+    return [{"params": params, "peak": rate, "weight_decay": decay} for (rate, decay), params in weights.items()]

@@ -1,7 +1,7 @@
 """The stage `train`: rows and a model in, a trained model with its tokenizer and format out. Knows how the rooms fit together.
 
-Outputs: `model/` (an ordinary Hugging Face folder), `adapter/` (peft's layout, if one was trained), `metrics.jsonl`, `mix.json` (the
-table of the data), `checkpoints/`.
+Outputs: `model/` (an ordinary Hugging Face folder), `adapter/` (peft's layout, if one was trained), `model-last/` or `adapter-last/` (if
+the former are averages and both are asked for), `metrics.jsonl`, `mix.json` (the table of the data), `checkpoints/`.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ class Train(Stage):
                 return Estimate(tokens=tokens)
             total, flops = before.parameters, 6.0 * before.parameters * tokens
         # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
-        seconds = flops / (0.3e9 * gemm_rate(config.precision))
-        disk = total * 4 * (1 + 3 * _checkpoints(config))
+        seconds = flops / (0.3e9 * gemm_rate(config.compute))
+        models = 8 if config.ema is not None and config.ema.use == "both" else 4
+        disk = round(total * (models + config.checkpoint_bytes * _checkpoints(config)))
         return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -154,6 +155,7 @@ class Train(Stage):
         from cairn.tokenizer.load import Tokenizer
         from cairn.train.loop import Trainer, deterministic
         from cairn.train.objectives import load_objective
+        from cairn.train.optim import check_groups
 
         config: TrainConfig = context.config
         deterministic(threads())
@@ -166,6 +168,8 @@ class Train(Stage):
         adapted = attach(model, config.adapter, context.seed) if config.adapter is not None else None
         parameters, trained = count_weights(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
         context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
+        # Before the rows are read, which may take long.
+        check_groups(config.optimizer.groups, [name for name, p in model.named_parameters() if p.requires_grad])
         encoded, table, counters = _encode(context, renderer, tokenizer, "language_model" if objective.targets == "all" else "supervised")
         (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         seed = seeds.seed(context.seed, "train")
@@ -222,10 +226,11 @@ class Train(Stage):
     def _save_model(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
         from cairn.model.load import save_model
 
-        out = context.draft / "model"
-        shutil.rmtree(out, ignore_errors=True)
-        save_model(trainer.finished_model(), out, stop_ids=sorted(prepared["renderer"].stop_ids))
-        _give_tokenizer(context.config, prepared["tokenizer"], out)
+        for name, last in _folders(context.config, "model"):
+            out = context.draft / name
+            shutil.rmtree(out, ignore_errors=True)
+            save_model(trainer.finished_model(last=last), out, stop_ids=sorted(prepared["renderer"].stop_ids))
+            _give_tokenizer(context.config, prepared["tokenizer"], out)
         return {}
 
     def _save_adapter(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
@@ -233,19 +238,27 @@ class Train(Stage):
         from cairn.ledger.digest import folder_digest
         from cairn.model.adapter import merge_folder, save_adapter
 
-        out, merged, base = context.draft / "adapter", context.draft / "model", self._start(context)
-        for folder in (out, merged):
-            shutil.rmtree(folder, ignore_errors=True)
+        merged, base = context.draft / "model", self._start(context)
+        shutil.rmtree(merged, ignore_errors=True)
         vocabulary = int(trainer.model.get_input_embeddings().weight.shape[0])
         told = {"digest": folder_digest(base), "held": context.config.adapter.base, "vocabulary": vocabulary}
         stop_ids = sorted(prepared["renderer"].stop_ids)
-        save_adapter(prepared["adapted"], trainer.masters.named, out, told, stop_ids=stop_ids)
-        _give_tokenizer(context.config, prepared["tokenizer"], out)
+        for name, last in _folders(context.config, "adapter"):
+            out = context.draft / name
+            shutil.rmtree(out, ignore_errors=True)
+            save_adapter(prepared["adapted"], trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
+            _give_tokenizer(context.config, prepared["tokenizer"], out)
         if not context.config.adapter.merge:
             return {}
         difference = merge_folder(out, base, merged)
         _give_tokenizer(context.config, prepared["tokenizer"], merged)
         return {"merge_difference": difference}
+
+
+def _folders(config: TrainConfig, name: str) -> list[tuple[str, bool]]:
+    """Where what was trained is written, and whether as the last weights; the one that counts comes last."""
+    both = config.ema is not None and config.ema.use == "both"
+    return [*([(f"{name}-last", True)] if both else []), (name, False)]
 
 
 def _give_tokenizer(config: TrainConfig, tokenizer: Path, folder: Path) -> None:
@@ -296,8 +309,8 @@ def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) 
     before = getattr(inputs, "estimates", {}).get(config.init)
     base = getattr(before, "parameters", None) or base
     flops = (4.0 * base + 6.0 * trained) * tokens
-    disk = 4 * (trained * (1 + 3 * _checkpoints(config)) + (base if config.adapter.merge else 0))
-    seconds = flops / (0.3e9 * gemm_rate(config.precision))
+    disk = round(trained * (4 + config.checkpoint_bytes * _checkpoints(config)) + (4 * base if config.adapter.merge else 0))
+    seconds = flops / (0.3e9 * gemm_rate(config.compute))
     return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
 
