@@ -14,6 +14,7 @@ import torch
 from cairn.data.encode import document
 from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
+from cairn.ledger.progress import Silent
 from cairn.train import checkpoint
 from cairn.train.loop import read_metrics
 
@@ -41,10 +42,21 @@ def test_it_learns(tmp_path, make_trainer, precision, kind, objective):
     assert found[-1] < 0.5 * found[0]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop", [3, 5, 8])
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, make_trainer, precision, stop):
-    settings = {"precision": precision, "checkpoints": {"every": 4, "keep": 2, "resume_seconds": 1e-9}}
+PLAIN: dict[str, dict] = {"float32": {}, "bfloat16": {"precision": "bfloat16"}}
+STATEFUL: dict[str, dict] = {
+    "int8": {"optimizer": {"state": "int8"}},
+    "adamw, int8": {"optimizer": {"kind": "adamw", "state": "int8"}},
+    "pure": {"precision": "bfloat16-pure"},
+    "pure, int8, average": {"precision": "bfloat16-pure", "optimizer": {"state": "int8"}, "ema": {"decay": 0.9, "every": 2, "start": 4}},
+    "average": {"precision": "bfloat16", "ema": {"decay": 0.9}},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"), [*((o, s) for o in PLAIN.values() for s in (3, 5, 8)), *((o, 5) for o in STATEFUL.values())], ids=str
+)
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, make_trainer, options, stop):
+    settings = {"checkpoints": {"every": 4, "keep": 2, "resume_seconds": 1e-9}, **options}
     whole = make_trainer(tmp_path / "whole", **settings)
     whole.resume()
     figures = whole.run()
@@ -65,6 +77,60 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, make_trainer,
             path = f"checkpoints/{checkpoint.name_of(step)}/{name}"
             assert file_digest(tmp_path / "cut" / path) == file_digest(tmp_path / "whole" / path)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(second).values(), strict=True))
+    finished = [trainer.finished_model().state_dict() for trainer in (whole, second)]
+    assert all(torch.equal(value, finished[1][name]) for name, value in finished[0].items())
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize(
+    ("options", "tolerance"), [({"optimizer": {"state": "int8"}}, 0.02), ({"precision": "bfloat16-pure"}, 0.05)], ids=str
+)
+def test_what_saves_memory_learns_as_well(tmp_path, make_trainer, kind, options, tolerance):
+    """Against fp32 states, and against fp32 masters."""
+    rate = {"kind": kind, "lr": 0.02 if kind == "muon" else 0.01, "adam_lr": 0.01}
+    said, tails = [], []
+    base = {"precision": "bfloat16"} if "precision" in options else {}
+    for name, given in {"usual": base, "small": options}.items():
+        trainer = make_trainer(tmp_path / name, steps=30, **{**given, "optimizer": rate | given.get("optimizer", {})})
+        trainer.resume()
+        trainer.run()
+        said.append(sum(value.nbytes for value in {**trainer.state().optimizer, **trainer.state().weights}.values()))
+        tails.append(sum(losses(tmp_path / name)[-10:]) / 10)
+    assert tails[1] == pytest.approx(tails[0], rel=tolerance)
+    assert said[1] < said[0]
+
+
+def test_the_memory_of_8_bit_states_is_told(tmp_path, make_trainer):
+    progress, said = Silent(), []
+    progress.note = said.append
+    make_trainer(tmp_path, optimizer={"state": "int8"}, progress=progress)
+    assert said == ["optimiser states take 25.4 kB in int8, and would take 87.8 kB in float32"]
+
+
+def test_the_finished_model_is_the_average(tmp_path, make_trainer):
+    trainer = make_trainer(tmp_path, ema={"decay": 0.8, "use": "both"})
+    trainer.resume()
+    expected = None
+    while trainer.step < trainer.total:
+        trainer.one_step()
+        now = weights(trainer)
+        expected = now if expected is None else {n: 0.8 * expected[n] + 0.2 * w for n, w in now.items()}
+    last = {name: p.clone() for name, p in trainer.finished_model(last=True).named_parameters()}
+    assert all(torch.equal(last[name], w) for name, w in now.items())
+    for name, p in trainer.finished_model().named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(p, last[name])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "bfloat16-pure"])
+def test_frozen_weights_stay_and_the_rest_learns(tmp_path, make_trainer, precision):
+    trainer = make_trainer(tmp_path, steps=2, precision=precision, frozen="layers.0")
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.resume()
+    trainer.run()
+    moved = {name for name, p in trainer.finished_model().named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "layers.0" not in name}
+    assert set(trainer.state().weights) == moved
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path, make_trainer):

@@ -51,6 +51,10 @@ def check_groups(groups: list[GroupConfig], names: list[str]) -> None:
             raise UserError(what, where=where, remedy="put the narrower pattern first")
         # Layers differ by their number alone: one name stands for all of them, and serves as a pattern.
         known = {re.sub(r"\.\d+\.", ".*.", name) for name in names}
+        if group.match.startswith("*."):
+            # Compared at the length that was given: what the star hides would count as a difference.
+            tail = group.match.count(".")
+            known = {"*." + ".".join(name.split(".")[-tail:]) for name in known}
         raise UserError(f"no weight's name fits '{group.match}'", where=where, remedy=did_you_mean(group.match, known)[:1200])
 
 
