@@ -157,6 +157,57 @@ def test_a_recipe_that_is_not_there(place: Place) -> None:
     place.refused("run", "pebbel", says=("'pebbel'", "'pebble'"))
 
 
+# Rates
+
+FINITE = "finite number"
+RATES = {
+    "0": "greater than 0", "-0.01": "greater than 0", ".nan": FINITE, "nan": FINITE, ".inf": FINITE, "-.inf": FINITE, "1e999": FINITE,
+    "fast": "valid number", "null": "valid number",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["run", "plan"])
+@pytest.mark.parametrize("rate", RATES)
+def test_rates_that_are_none(place: Place, rate: str, verb: str) -> None:
+    place.write("bad.yaml", TRAINED + f"    optimizer: {{lr: {rate}}}\n")
+    place.refused(verb, "bad.yaml", says=(RATES[rate], "bad.yaml, line 16", "chat.optimizer.lr"))
+    place.write("bad.yaml", TRAINED)
+    for key in ("lr", "adam_lr"):
+        place.refused(verb, "bad.yaml", "--set", f"chat.optimizer.{key}={rate}", says=(RATES[rate], f"--set chat.optimizer.{key}={rate}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("optimizer.embedding_lr", ".nan", FINITE),
+        ("optimizer.weight_decay", "-1", "greater than or equal to 0"),
+        ("optimizer.betas", "[0.9, 1.0]", "less than 1"),
+        ("optimizer.eps", ".inf", FINITE),
+        ("optimizer.state", "int4", "'float32' or 'int8'"),
+        ("optimizer.groups", "[{match: '*', lr: .nan}]", FINITE),
+        ("optimizer.groups", "[{match: '*'}]", "needs lr or weight_decay"),
+        ("optimizer.groups", "[{match: '*', lrr: 1}]", "did you mean 'lr'"),
+        ("ema", "{decay: 1.0}", "less than 1"),
+        ("ema", "{start: 3}", "the run has 2"),
+        ("schedule.kind", "trapezoid", "warmup_steps and decay_steps"),
+        ("schedule", "{kind: linear, warmup_steps: 3}", "longer than the run (2)"),
+        ("precision", "bfloat16-pur", "'bfloat16-pure'"),
+    ],
+)
+def test_other_numbers_of_the_optimiser(place: Place, key: str, value: str, says: str) -> None:
+    place.write("bad.yaml", TRAINED)
+    place.refused("run", "bad.yaml", "--set", f"chat.{key}={value}", says=(says, "chat"))
+
+
+def test_a_group_that_matches_no_weight_stops_before_the_rows_are_read(place: Place) -> None:
+    place.write("bad.yaml", TRAINED)
+    assert place.call("run", "bad.yaml", "--until", "tokenizer")[0] == 0
+    groups = 'chat.optimizer.groups=[{match: "*.embed_token.weight", lr: 0.1}]'
+    says = ("'*.embed_token.weight'", "optimizer.groups.0.match", "'*.embed_tokens.weight'")
+    place.refused("run", "bad.yaml", "--set", groups, says=says, drafts=True)
+    assert not list(place.store.drafts.rglob("mix.json"))
+
+
 # Rows
 
 GOOD_LINE = json.dumps(GOOD) + "\n"
