@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cairn.train.rounding import random_bits
+from cairn.train.rounding import piece, random_bits
 
 BLOCK = 128
 """Neighbours that share a scale."""
@@ -70,6 +70,18 @@ def encode(x: Tensor, code: Code, seed: int, start: int = 0) -> tuple[Tensor, Te
         Codes (int8 or uint8) of x's shape, and scales of shape rows × blocks.
     """
     rows = x.reshape(-1, x.shape[-1])
+    codes = torch.empty(rows.shape, dtype=torch.int8 if code.signed else torch.uint8, device=x.device)
+    scales = torch.empty(len(rows), math.ceil(rows.shape[1] / BLOCK), dtype=torch.float32, device=x.device)
+    # Some rows at a time: a dozen passes over a large matrix would each fetch it from memory anew.
+    height = max(1, piece(rows) // rows.shape[1])
+    for at in range(0, len(rows), height):
+        some = slice(at, at + height)
+        codes[some], scales[some] = _encode_rows(rows[some], code, seed, start + at * rows.shape[1])
+    return codes.view(x.shape), scales
+
+
+def _encode_rows(rows: Tensor, code: Code, seed: int, start: int) -> tuple[Tensor, Tensor]:
+    """Codes (still fp32) and scales of a matrix."""
     pad = -rows.shape[1] % BLOCK
     blocks = torch.nn.functional.pad(rows, (0, pad)) if pad else rows
     scales = blocks.view(len(rows), -1, BLOCK).abs().amax(-1)
@@ -80,11 +92,9 @@ def encode(x: Tensor, code: Code, seed: int, start: int = 0) -> tuple[Tensor, Te
     low = root.mul_(code.levels).floor_().clamp_(0, code.levels - 1)
     below, above = _power(low / code.levels, code), _power((low + 1) / code.levels, code)
     chance = y.sub_(below).div_(above.sub_(below))
-    bits = random_bits(seed, start, x.numel(), x.device).view_as(rows).bitwise_and_(0xFFFF)
+    bits = random_bits(seed, start, rows.numel(), rows.device).view_as(rows).bitwise_and_(0xFFFF)
     low.add_(bits.float().mul_(1 / 65536).lt(chance))
-    if code.signed:
-        return low.mul_(rows.sign()).to(torch.int8).view(x.shape), scales
-    return low.clamp_(min=1).to(torch.uint8).view(x.shape), scales
+    return low.mul_(rows.sign()) if code.signed else low.clamp_(min=1), scales
 
 
 def decode(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
@@ -120,4 +130,4 @@ def _power(x: Tensor, code: Code) -> Tensor:
 
 def _spread(scales: Tensor, columns: int) -> Tensor:
     """Each block's scale at each of its columns."""
-    return scales.repeat_interleave(BLOCK, dim=1)[:, :columns]
+    return scales[:, :, None].expand(-1, -1, BLOCK).flatten(1)[:, :columns]

@@ -78,10 +78,10 @@ def orthogonalise(x_NRC: Tensor, rounds: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = x_NRC.bfloat16()
     tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        gram = x @ x.transpose(1, 2)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.transpose(1, 2) if tall else x).float()
+        # The smaller of the two Gram matrices, on its own side: a transposed copy of x would make the last sum a strided one.
+        gram = x.mT @ x if tall else x @ x.mT
+        inner = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, inner, beta=a) if tall else torch.baddbmm(x, inner, x, beta=a)
+    return x.float()

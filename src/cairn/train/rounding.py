@@ -6,8 +6,6 @@ of (seed, index of the element), so they are the same everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -60,17 +58,17 @@ def round_to_bf16(x: Tensor, seed: int, start: int = 0) -> Tensor:
     """
     out = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
     flat, rounded = x.reshape(-1), out.view(-1)
-    for at, size in chunks(flat):
+    step = piece(flat)
+    for at in range(0, flat.numel(), step):
+        size = min(step, flat.numel() - at)
         raised = random_bits(seed, start + at, size, x.device).bitwise_and_(0xFFFF).add_(flat[at : at + size].view(torch.int32))
         rounded[at : at + size] = raised.bitwise_and_(-0x10000).view(torch.float32)
     return out
 
 
-def chunks(flat: Tensor) -> Iterator[tuple[int, int]]:
-    """(start, length) of the pieces in which a flat tensor is best worked on."""
-    size = _CHUNK if flat.device.type == "cpu" else max(1, flat.numel())
-    for at in range(0, flat.numel(), size):
-        yield at, min(size, flat.numel() - at)
+def piece(x: Tensor) -> int:
+    """How many elements of a tensor are best worked on at a time: on a GPU, all of them."""
+    return _CHUNK if x.device.type == "cpu" else max(1, x.numel())
 
 
 def _signed(value: int) -> int:
