@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cairn.errors import UserError
-from cairn.evaluate.likelihood import read_likelihood, windows
+from cairn.evaluate.likelihood import Document, _results, read_likelihood, windows
 from cairn.evaluate.result import Result
 from cairn.evaluate.subject import Subject
 from cairn.ledger.digest import file_digest
@@ -116,3 +116,18 @@ def test_samples_hold_every_document(subject: Subject, tmp_path: Path) -> None:
 def test_nothing_to_score(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no token to score"):
         read_likelihood(subject, "none", [], tmp_path)
+
+
+def test_one_document_has_no_interval(subject: Subject, tmp_path: Path) -> None:
+    for result in read_likelihood(subject, "one", [{"text": TEXTS[0], "id": "a", "source": "s"}], tmp_path):
+        assert (result.n, result.low, result.high) == (1, None, None)
+    read = json.loads((tmp_path / "samples" / "one.jsonl").read_text())
+    assert read["tokens"] > 0
+
+
+def test_no_interval_goes_below_what_the_metric_can_be(tmp_path: Path) -> None:
+    # Two documents as unlike as can be: the normal interval of the mean goes far below zero nats a token.
+    documents = [Document("a", tokens=10, bytes=10, nats=0.0), Document("b", tokens=10, bytes=10, nats=50.0)]
+    found = {r.metric: r for r in _results("x", documents, tmp_path)}
+    assert found["perplexity"].low == 1.0
+    assert found["bits_per_byte"].low == 0.0

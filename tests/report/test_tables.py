@@ -26,6 +26,7 @@ def test_values() -> None:
     assert show_value("perplexity", 12.3456) == "12.346"
     assert show_interval("exact", 0.9, 1.0) == "90.0 to 100.0 %"
     assert show_interval("bits_per_byte", 0.9, 1.0) == "0.900 to 1.000"
+    assert show_interval("perplexity", None, None) == "–"
 
 
 @given(st.lists(st.floats(0, 20), min_size=1, max_size=200))

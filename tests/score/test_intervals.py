@@ -42,7 +42,7 @@ def test_ratio_interval_counts_groups_not_items() -> None:
     assert value == 2.0
     assert high - value == pytest.approx(Z95 * 1.0 / math.sqrt(3))
     assert value - low == pytest.approx(high - value)
-    assert ratio_interval([6.0], [3.0]) == (2.0, 2.0, 2.0)
+    assert ratio_interval([6.0], [3.0]) == (2.0, None, None)
     with pytest.raises(ValueError, match="nothing"):
         ratio_interval([], [])
 

@@ -177,16 +177,18 @@ def _results(name: str, documents: list[Document], folder: Path) -> list[Result]
     detail = {"tokens": sum(d.tokens for d in documents), "bytes": sum(d.bytes for d in documents)}
     nats = [d.nats for d in documents]
     found = []
-    for metric, right, counts, scale in (
-        ("perplexity", "lower is better; over supervised tokens", [float(d.tokens) for d in documents], math.exp),
-        ("bits_per_byte", "lower is better; over the UTF-8 bytes of the scored text", [d.bytes * math.log(2) for d in documents], float),
+    tokens, bits = [float(d.tokens) for d in documents], [d.bytes * math.log(2) for d in documents]
+    for metric, right, counts, scale, least in (
+        ("perplexity", "lower is better; over supervised tokens", tokens, math.exp, 1.0),
+        ("bits_per_byte", "lower is better; over the UTF-8 bytes of the scored text", bits, float, 0.0),
     ):
         if math.fsum(counts) <= 0:
             continue  # answers of special tokens alone have no bytes
-        value, low, high = (scale(x) for x in ratio_interval(nats, counts))
+        value, low, high = ratio_interval(nats, counts)
+        ends = {"low": None if low is None else max(scale(low), least), "high": None if high is None else scale(high)}
         found.append(
             Result(
-                suite=name, metric=metric, right=right, n=len(documents), value=value, low=max(low, 0.0), high=high,
+                suite=name, metric=metric, right=right, n=len(documents), value=scale(value), **ends,
                 samples=path, samples_sha256=digest, detail=detail,
             )
         )  # fmt: skip

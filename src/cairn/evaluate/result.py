@@ -27,10 +27,10 @@ class Result(Config):
     """Questions asked, or documents read."""
     value: float
     """The share of right answers, or the perplexity, or bits per byte."""
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
-    """Upper end of the 95 % interval."""
+    low: float | None
+    """Lower end of the 95 % interval; None where one document alone gives none."""
+    high: float | None
+    """Upper end of the 95 % interval; None where one document alone gives none."""
     samples: str
     """The file of samples, relative to the results."""
     samples_sha256: str

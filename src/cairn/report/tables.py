@@ -19,8 +19,10 @@ def show_value(metric: str, value: float) -> str:
     return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.3f}"
 
 
-def show_interval(metric: str, low: float, high: float) -> str:
-    """A 95 % interval for people."""
+def show_interval(metric: str, low: float | None, high: float | None) -> str:
+    """A 95 % interval for people; a dash where there is none."""
+    if low is None or high is None:
+        return "–"
     return f"{100 * low:.1f} to {100 * high:.1f} %" if is_share(metric) else f"{low:.3f} to {high:.3f}"
 
 

@@ -34,14 +34,14 @@ def wilson(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-def ratio_interval(totals: Sequence[float], counts: Sequence[float], z: float = Z95) -> tuple[float, float, float]:
+def ratio_interval(totals: Sequence[float], counts: Sequence[float], z: float = Z95) -> tuple[float, float | None, float | None]:
     """Total over count with its normal interval, where the independent units are groups (documents), not the items in them.
 
     Tokens of one document are not independent: an interval over tokens would be far too narrow. The variance is the
-    linearised one of a ratio estimator over groups; one group alone gives an unbounded interval's stand-in, the value itself.
+    linearised one of a ratio estimator over groups.
 
     Returns:
-        value, low, high.
+        value, low, high; no ends where there is one group alone, which says nothing of how groups differ.
     """
     count = math.fsum(counts)
     if not counts or count <= 0:
@@ -49,7 +49,7 @@ def ratio_interval(totals: Sequence[float], counts: Sequence[float], z: float = 
     value = math.fsum(totals) / count
     groups = len(counts)
     if groups < 2:
-        return value, value, value
+        return value, None, None
     square = math.fsum((t - value * c) ** 2 for t, c in zip(totals, counts, strict=True))
     error = math.sqrt(square * groups / (groups - 1)) / count
     return value, value - z * error, value + z * error
