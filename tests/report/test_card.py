@@ -81,6 +81,8 @@ def test_results_stand_with_their_evidence(material: Material, small: dict[str, 
     assert "| held-out | perplexity | 20 | 4,000 tokens, 16,000 bytes | 12.346 | 11.000 to 14.000 |" in results
     assert file_digest(small["scores"].path("samples/pebble.jsonl")) in results
     assert "message v1" in results
+    assert "Each share above is the mean score" in results
+    assert "perplexity is e to the power of all nats over all tokens" in results
 
 
 def test_lineage_overlap_environment_and_commands(material: Material, small: dict[str, Artifact]) -> None:
@@ -106,6 +108,24 @@ def test_overlap_that_a_data_stage_removed_is_told(small: dict[str, Artifact], p
     card = card_text(Material(model=small["chat"], store=put.store, data=rows))
     assert "`rows`" in section(card, "Training and test")
     assert "removed from train: 7" in section(card, "Training and test")
+
+
+def test_rows_that_were_compared_with_nothing_are_told(small: dict[str, Artifact], put: Any) -> None:
+    other = put("other", "corpus", {"x.jsonl": "{}\n"})
+    checked = {"name": "good", "path": None, "stage": "corpus", "file": "train/a.jsonl"}
+    data = [checked, {"name": "mine", "path": "/x.jsonl", "stage": None}, {"name": "theirs", "stage": "other", "file": "x.jsonl"}]
+    files = {"model/config.json": {"model_type": "llama"}, "metrics.jsonl": '{"step": 1, "loss": 1.0}\n'}
+    tuned = put("tuned", "train", files, (small["corpus"], other), config={"data": data, "checkpoint": "/y"})
+    text = section(card_text(Material(model=tuned, store=put.store, data=small["corpus"])), "Training and test")
+    assert "with no others" in text
+    assert "`tuned` reads `mine`, a file from outside" in text
+    assert "`tuned` reads `theirs` of `other`" in text
+    assert "`tuned` starts from a checkpoint from outside" in text
+    assert "good" not in text
+    assert "/x.jsonl" not in text
+    clean = put("clean", "train", files, (small["corpus"],), config={"data": [checked]})
+    whole = card_text(Material(model=clean, store=put.store, data=small["corpus"]))
+    assert "elsewhere" not in section(whole, "Training and test")
 
 
 def test_unchecked_overlap_is_admitted(small: dict[str, Artifact], put: Any) -> None:

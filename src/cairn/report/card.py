@@ -145,8 +145,10 @@ def _results(material: Material) -> str:
     for evaluation in material.evaluations:
         evidence |= evaluation.samples()
     parts.append(
-        "Evidence: every question as the model got it (text and ids), every answer, what was expected and its score. "
-        f"Each number above is the mean over its group in these files; they lie in `{EVALUATIONS}/`.\n"
+        "Evidence: of questions, each as the model got it (text and ids), the answer, what was expected and the score. "
+        "Each share above is the mean score of its group in these files. For perplexity and bits per byte the files hold each document's "
+        "nats, tokens and bytes: perplexity is e to the power of all nats over all tokens, bits per byte all nats over ln 2 and all bytes. "
+        f"They lie in `{EVALUATIONS}/`.\n"
     )
     return _section("Results", *parts, evidence_table(evidence))
 
@@ -164,8 +166,30 @@ def _overlap(material: Material) -> str:
     for artifact, found in checks:
         figures = ", ".join(f"{name.replace('_', ' ')}: {_count(value) or value}" for name, value in found.items())
         lines.append(f"- `{artifact.record.name}` (digest `{artifact.record.digest[:16]}`): {figures}\n")
-    intro = "When the rows were made, the held-out questions were looked up among all that is trained on. What the records say of it:\n"
-    return _section("Training and test", intro, *lines)
+    intro = (
+        "Each of these stages compared the questions that it holds out with the rows that it gives out for training, and with no others. "
+        "What the records say of it:\n"
+    )
+    strangers = list(_not_compared(material, {artifact.key for artifact, _ in checks}))
+    if strangers:
+        strangers = ["\nWhat comes from elsewhere was compared with nothing:\n", *(f"- {line}\n" for line in strangers)]
+    return _section("Training and test", intro, *lines, *strangers)
+
+
+def _not_compared(material: Material, checked: set[str]) -> Iterator[str]:
+    """What training and evaluations read beside the artifacts of the keys `checked`."""
+    for artifact in [*material.trainings(), *(evaluation.artifact for evaluation in material.evaluations)]:
+        record = artifact.record
+        data = record.config.get("data")
+        named = [{"name": "questions", "stage": data}] if isinstance(data, str) else data or []
+        for source in [*named, *(record.config.get("likelihood") or [])]:
+            stage = source.get("stage")
+            if stage is None:
+                yield f"`{record.name}` reads `{source['name']}`, a file from outside"
+            elif stage in record.inputs and record.inputs[stage].key not in checked:
+                yield f"`{record.name}` reads `{source['name']}` of `{stage}`"
+        if record.config.get("checkpoint"):
+            yield f"`{record.name}` starts from a checkpoint from outside, whatever that was trained on"
 
 
 def _notes(material: Material) -> str:
