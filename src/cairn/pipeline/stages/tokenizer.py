@@ -15,7 +15,8 @@ from cairn.chat.format import check_format
 from cairn.config import checked
 from cairn.data.rows import messages_of
 from cairn.data.sources import Source
-from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.pipeline.sizes import source_bytes
+from cairn.pipeline.stage import Context, Estimate, PlannedInputs, Stage, register
 from cairn.tokenizer.train import TokenizerConfig
 
 
@@ -48,8 +49,10 @@ class TokenizerStage(Stage):
     def outputs(self, config: TokenizerStageConfig) -> set[str]:
         return {"tokenizer.json", "tokenizer_config.json", "chat_format.yaml"}
 
-    def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
-        return Estimate(disk_bytes=60 * config.vocab_size)
+    def estimate(self, config: Any, inputs: PlannedInputs) -> Estimate:
+        """About 2.3 MB of rows a second, measured on one core of a laptop."""
+        size = source_bytes(config, inputs)
+        return Estimate(disk_bytes=60 * config.vocab_size, seconds=None if size is None else size / 2.3e6)
 
     def summarize(self, artifact: Any) -> str:
         metrics = artifact.record.metrics

@@ -20,6 +20,7 @@ from cairn.errors import UserError
 from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import AdapterConfig, model_place
 from cairn.model.config import ModelConfig
+from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.config import Training
 
@@ -132,9 +133,10 @@ class Train(Stage):
             flops = training_flops(matrices, tokens, layers=shape.layers, hidden_size=shape.hidden_size, mean_length=mean)
         else:
             before = getattr(inputs, "estimates", {}).get(config.init)
-            if before is None or before.parameters is None:
+            known = saved_parameters(Path(config.checkpoint)) if config.checkpoint is not None else before and before.parameters
+            if known is None:
                 return Estimate(tokens=tokens)
-            total, flops = before.parameters, 6.0 * before.parameters * tokens
+            total, flops = known, 6.0 * known * tokens
         # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
         seconds = flops / (0.3e9 * gemm_rate(config.compute))
         models = 8 if config.ema is not None and config.ema.use == "both" else 4
