@@ -28,8 +28,8 @@ class Recorder:
         self.masters = masters
         self.gradients: dict[str, torch.Tensor] = {}
 
-    def step(self, factor: float) -> None:
-        del factor
+    def step(self, factor: float, step: int) -> None:
+        del factor, step
         self.gradients = {name: p.grad.detach().clone() for name, p in self.masters.named.items()}
 
     def state(self) -> dict[str, torch.Tensor]:

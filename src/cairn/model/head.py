@@ -97,7 +97,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight_dtype, bias_dtype = ctx.dtypes
         # In place: a copy of vocabulary × width would be most of what the loss needs.
         return (
-            dh.mul_(up.to(dh.dtype)), None if dw is None else dw.mul_(up).to(weight_dtype), None if db is None else db.mul_(up).to(bias_dtype),
+            dh.mul_(up.to(dh.dtype)),
+            None if dw is None else dw.mul_(up).to(weight_dtype),
+            None if db is None else db.mul_(up).to(bias_dtype),
             None, None, None,
         )  # fmt: skip
 

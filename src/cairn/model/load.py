@@ -13,9 +13,9 @@ import torch
 from cairn.errors import UserError, did_you_mean
 from cairn.ledger import seeds
 from cairn.model.config import ModelConfig, transformers_config
+from cairn.model.folder import refuse_pickles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -38,21 +38,6 @@ def new_model(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_i
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(config.embedding_range / config.initializer_range)
     return model
-
-
-def refuse_pickles(folder: Path) -> None:
-    """Raise unless `folder` holds safetensors; name the pickle if that is all there is."""
-    if not (folder / "config.json").is_file():
-        raise UserError("this is no model folder: it has no config.json", where=str(folder), remedy="give one that save_pretrained wrote")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-    if pickles:
-        raise UserError(
-            f"the weights are pickled ({pickles[0]}): loading them could run any code", where=str(folder),
-            remedy="convert them to safetensors where you trust them, and give that folder",
-        )  # fmt: skip
-    raise UserError("the folder holds no weights (*.safetensors)", where=str(folder))
 
 
 def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = True) -> Any:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from cairn.errors import UserError
+from cairn.model.folder import refuse_pickles
 
 LARGEST_HEAD = 100_000_000
 """Bytes of a header at most, as in the safetensors library: a damaged length must not ask for all memory."""
@@ -18,8 +19,7 @@ def saved_parameters(folder: Path) -> int:
     Raises:
         UserError: no configuration, no safetensors, or a damaged header.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError("the checkpoint has no config.json", where=str(folder), remedy="name the folder of a Hugging Face checkpoint")
+    refuse_pickles(folder)
     files = sorted(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -31,10 +31,6 @@ def saved_parameters(folder: Path) -> int:
                 f"{len(missing)} of the checkpoint's files are missing", where=str(folder / missing[0]), remedy="fetch it again"
             )
         files = [file for file in files if file.name in named]
-    if not files:
-        raise UserError(
-            "the checkpoint holds no weights as safetensors", where=str(folder), remedy="convert it; pickled weights are refused"
-        )
     return sum(_count(file) for file in files)
 
 

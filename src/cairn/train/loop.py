@@ -24,9 +24,9 @@ from cairn.data.encode import Encoded
 from cairn.errors import UserError
 from cairn.ledger import seeds
 from cairn.ledger.progress import Progress
+from cairn.ledger.store import show_bytes
 from cairn.model import kernels
 from cairn.model.fused import fuse, join_weights, restore
-from cairn.ledger.store import show_bytes
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.packing import probe, try_packing
