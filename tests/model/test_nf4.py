@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +15,7 @@ def normal(*shape, seed=0, scale=0.02):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+@settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 9), columns=st.integers(1, 150), seed=st.integers(0, 9))
 def test_every_weight_goes_to_the_nearest_code_of_its_block(rows, columns, seed):
     weight = normal(rows, columns, seed=seed)

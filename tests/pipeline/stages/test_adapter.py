@@ -209,3 +209,18 @@ def test_a_module_that_does_not_exist_is_refused_before_anything_runs(tmp_path: 
         assert says in cairn(capsys, "run", recipe, "--store", store, status=2)[1]
     recipe.write_text(HEAD + stage("chat", "kind: lora").replace("init: base", "model: {}\n    tokenizer: tokenizer"))
     assert "needs a trained model" in cairn(capsys, "run", recipe, "--store", store, status=2)[1]
+
+
+def test_a_base_from_outside_is_known_by_its_content(made: tuple[Store, str], tmp_path: Path, capsys: Any) -> None:
+    import shutil
+
+    outside, recipe, place = tmp_path / "outside", tmp_path / "tiny.yaml", ("--store", made[0].root)
+    shutil.copytree(artifact(made, "base").path("model"), outside)
+    recipe.write_text(HEAD + stage("abroad", "kind: ia3, merge: false").replace("init: base", f"checkpoint: {outside}"))
+    cairn(capsys, "run", recipe, *place)
+    cairn(capsys, "merge", "tiny/abroad", tmp_path / "one", *place)
+    (outside / "config.json").write_text((outside / "config.json").read_text() + "\n")
+    assert "another base" in cairn(capsys, "merge", "tiny/abroad", tmp_path / "two", *place, status=2)[1]
+    shutil.rmtree(outside)
+    assert "no longer there" in cairn(capsys, "merge", "tiny/abroad", tmp_path / "two", *place, status=2)[1]
+    assert not (tmp_path / "two").exists()
