@@ -95,9 +95,3 @@ def rotate_back(g_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """The gradient of `rotate`: the rotation by the opposite angle."""
     first, second = g_THD.chunk(2, -1)
     return g_THD * cos_TD[:, None] + torch.cat((second, -first), -1) * sin_TD[:, None]
-
-
-@_kernel
-def softmax_backward(dp_BQK: Tensor, p_BQK: Tensor, delta_BQ1: Tensor) -> Tensor:
-    """The scores' gradient out of the probabilities' gradient; delta is the sum of both over the keys."""
-    return (dp_BQK - delta_BQ1) * p_BQK
