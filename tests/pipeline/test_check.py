@@ -100,6 +100,14 @@ def test_a_mistake_is_told_with_its_line(write_recipe: Write, store: Store, righ
     assert f"small.yaml, line {line}" in caught.value.where, caught.value.where
 
 
+def test_an_adapter_alone_is_a_model_to_evaluate_and_none_to_release(write_recipe: Write, store: Store) -> None:
+    recipe = load_recipe(write_recipe(WHOLE), ["chat.adapter={rank: 2, merge: false}"])
+    with pytest.raises(UserError, match=r"'chat' \(kind train\) writes no file 'model/config.json'") as caught:
+        make_plan(recipe, store)
+    assert "small.yaml, line" in caught.value.where
+    assert make_plan(recipe, store, until="scores")[-1].node.name == "scores"
+
+
 def test_an_override_is_blamed_for_what_it_brought(write_recipe: Write, store: Store) -> None:
     with pytest.raises(UserError, match="writes no file") as caught:
         make_plan(load_recipe(write_recipe(WHOLE), ["chat.data.facts.file=x.jsonl"]), store)

@@ -46,6 +46,10 @@ class AdapterConfig(Config):
         return self
 
 
+MODEL_FILES = ("model/config.json", "adapter/adapter_config.json")
+"""What tells the two places of a model in a train artifact: whole, or an adapter alone."""
+
+
 def model_place(artifact: Path) -> Path:
     """Where the model of a train artifact lies: `model/`, or `adapter/` where that is all there is."""
     unmerged = not (artifact / "model").is_dir() and (artifact / "adapter").is_dir()

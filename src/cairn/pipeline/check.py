@@ -52,13 +52,13 @@ def check_files(recipe: Recipe, node: Node, artifacts: Mapping[str, Artifact | N
         UserError: a stage that does not write such a file.
     """
     config = node.spec.config
-    asked = [((*place, "file"), str(source.stage), str(source.file)) for place, source in sources(config) if source.stage is not None]
-    for place, name, file in [*asked, *node.spec.stage.needs(config)]:
+    asked = [((*place, "file"), str(source.stage), (str(source.file),)) for place, source in sources(config) if source.stage is not None]
+    for place, name, files in [*asked, *node.spec.stage.needs(config)]:
         artifact, giver = artifacts[name], recipe.stages[name]
         known = giver.stage.outputs(giver.config) if artifact is None else artifact.record.outputs
-        if known is not None and file not in known:
-            what = f"the stage '{name}' (kind {giver.stage.kind}) writes no file '{file}'"
-            raise UserError(what, where=recipe.spot("stages", node.name, *place), remedy=did_you_mean(file, known))
+        if known is not None and not any(file in known for file in files):
+            what = f"the stage '{name}' (kind {giver.stage.kind}) writes no file '{files[0]}'"
+            raise UserError(what, where=recipe.spot("stages", node.name, *place), remedy=did_you_mean(files[0], known))
 
 
 def check_rows(nodes: Sequence[Node], store: Store, progress: Callable[[str], Progress]) -> None:

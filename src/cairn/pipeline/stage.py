@@ -103,8 +103,8 @@ class Stage:
         """The files that a run will write and other stages may ask for; None where nothing can be said before it runs."""
         return None
 
-    def needs(self, config: Any) -> Iterable[tuple[Location, str, str]]:
-        """The files that it asks of other stages beside its sources' rows, as (place in the configuration, stage, file)."""
+    def needs(self, config: Any) -> Iterable[tuple[Location, str, tuple[str, ...]]]:
+        """What it asks of other stages beside its sources' rows: (place in the configuration, stage, files of which one will do)."""
         return ()
 
     def stops_at_bad_rows(self, config: Any) -> bool:

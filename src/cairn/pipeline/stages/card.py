@@ -68,10 +68,10 @@ class Card(Stage):
     def outputs(self, config: CardConfig) -> set[str]:
         return {CARD, LINEAGE}
 
-    def needs(self, config: CardConfig) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        yield ("model",), config.model, "model/config.json"
+    def needs(self, config: CardConfig) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        yield ("model",), config.model, ("model/config.json",)
         for number, name in enumerate(config.evaluations):
-            yield ("evaluations", number), name, "results.json"
+            yield ("evaluations", number), name, ("results.json",)
 
     def estimate(self, config: Any, inputs: Mapping[str, Artifact | None]) -> Estimate | None:
         if any(artifact is None for artifact in inputs.values()) and not can_plot():

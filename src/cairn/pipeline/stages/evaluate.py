@@ -17,7 +17,7 @@ from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.ledger.refs import StageRef
-from cairn.model.adapter_config import model_place
+from cairn.model.adapter_config import MODEL_FILES, model_place
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Stage, register
 
@@ -104,10 +104,10 @@ class Evaluate(Stage):
         names = [load_suite(suite).name for suite in config.suites] + [source.name for source in config.likelihood]
         return {"results.json", *(f"samples/{name}.jsonl" for name in names)}
 
-    def needs(self, config: EvaluateConfig) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-        yield ("model",), config.model, "model/config.json"
+    def needs(self, config: EvaluateConfig) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
+        yield ("model",), config.model, MODEL_FILES
         for number, suite in enumerate(config.suites):
-            yield from ((("suites", number), str(config.data), name) for name in load_suite(suite).data)
+            yield from ((("suites", number), str(config.data), (name,)) for name in load_suite(suite).data)
 
     def summarize(self, artifact: Any) -> Any:
         """A table of what the model can do, and three dialogues."""

@@ -18,7 +18,7 @@ from cairn.config import checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.ledger.refs import InputPath, StageRef
-from cairn.model.adapter_config import AdapterConfig, model_place
+from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.stage import Context, Estimate, Stage, register
@@ -112,11 +112,12 @@ class Train(Stage):
         return found
 
     def outputs(self, config: Any) -> set[str]:
-        return {"model/config.json", "model/tokenizer.json", "metrics.jsonl", "mix.json"}
+        alone = config.adapter is not None and not config.adapter.merge
+        return {MODEL_FILES[alone], "metrics.jsonl", "mix.json"}
 
-    def needs(self, config: Any) -> list[tuple[tuple[str, ...], str, str]]:
-        asked = (("init", config.init, "model/config.json"), ("tokenizer", config.tokenizer, "tokenizer.json"))
-        return [((place,), stage, file) for place, stage, file in asked if stage is not None]
+    def needs(self, config: Any) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
+        asked = (("init", config.init, MODEL_FILES), ("tokenizer", config.tokenizer, ("tokenizer.json",)))
+        return [((place,), stage, files) for place, stage, files in asked if stage is not None]
 
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
         """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
