@@ -45,12 +45,13 @@ def test_zeros_and_tiny_values():
 
 
 def test_rows_are_coded_alike_alone_and_together():
-    x = values(6, 200)
+    """More rows than are coded at a time."""
+    x = values(700, 200)
     codes, scales = encode(x, MOMENT, 3)
-    for at in (0, 2):
-        part, part_scales = encode(x[at : at + 2], MOMENT, 3, start=at * 200)
-        assert torch.equal(part, codes[at : at + 2])
-        assert torch.equal(part_scales, scales[at : at + 2])
+    for at in (0, 100, 500):
+        part, part_scales = encode(x[at : at + 200], MOMENT, 3, start=at * 200)
+        assert torch.equal(part, codes[at : at + 200])
+        assert torch.equal(part_scales, scales[at : at + 200])
 
 
 def test_what_they_weigh():

@@ -55,6 +55,12 @@ def test_shapes_of_the_schedules():
     assert factor(cosine, 50, 100) == pytest.approx(0.55)
 
 
+def test_two_shares_that_are_rounded_up_do_not_overlap():
+    config = ScheduleConfig(kind="wsd", warmup=0.5, decay=0.5)
+    assert config.lengths(3) == (2, 1)
+    assert config.lengths(1) == (0, 1)
+
+
 def test_a_trapezoid_is_a_wsd_whose_lengths_are_steps():
     trapezoid = ScheduleConfig(kind="trapezoid", warmup_steps=10, decay_steps=50, final=0.1)
     wsd = ScheduleConfig(kind="wsd", warmup=0.1, decay=0.5, final=0.1)
