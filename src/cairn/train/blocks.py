@@ -72,7 +72,7 @@ def encode(x: Tensor, code: Code, seed: int, start: int = 0) -> tuple[Tensor, Te
     rows = x.reshape(-1, x.shape[-1])
     codes = torch.empty(rows.shape, dtype=torch.int8 if code.signed else torch.uint8, device=x.device)
     scales = torch.empty(len(rows), math.ceil(rows.shape[1] / BLOCK), dtype=torch.float32, device=x.device)
-    # Some rows at a time: a dozen passes over a large matrix would each fetch it from memory anew.
+    # Some rows at a time: half a dozen fp32 copies of a large embedding would take more than its states do.
     height = max(1, piece(rows) // rows.shape[1])
     for at in range(0, len(rows), height):
         some = slice(at, at + height)
