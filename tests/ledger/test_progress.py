@@ -32,8 +32,8 @@ def test_at_most_one_line_in_five_seconds_with_speed_and_time_left() -> None:
 def test_a_resumed_count_does_not_take_old_work_for_speed() -> None:
     clock, stream = Clock(), io.StringIO()
     progress = Plain("base", stream, clock=clock)
-    progress.start(100, "steps")
-    clock.now += 1
+    progress.start(100, "steps", 80)
+    clock.now += 2
     progress.update(81)
     clock.now += 10
     progress.update(86)

@@ -68,7 +68,7 @@ def command(
     options = {"sampling": sampling.model_dump(), "stop": stop or [], "batch": loaded.engine.max_batch, "format": format, "dtype": dtype}
     partial = _Partial(target, {**options, "model": _stamps(folder), "rows": [_digest(source), reader, limit]})
     progress = make_progress("generate")
-    progress.start(total, "rows")
+    progress.start(total, "rows", partial.found)
     begun = time.perf_counter()
     try:
         tokens = _answer(loaded, source, reader, limit, sampling, stop or [], partial, progress)

@@ -91,7 +91,7 @@ def read_likelihood(
         rows: checked rows, text or dialogues.
         folder: where the samples go.
         context: longest window, in tokens; None: the model's context, at most 1024.
-        on_progress: called with (scored tokens, all tokens to score).
+        on_progress: called with (scored tokens, all tokens to score), first with none scored.
 
     Raises:
         UserError: nothing to score.
@@ -109,6 +109,8 @@ def read_likelihood(
     if not documents:
         raise UserError(f"'{name}' has no token to score", remedy="give rows with text, or dialogues with an answer")
     total, done = sum(d.tokens for d in documents), 0
+    if on_progress:
+        on_progress(done, total)
     for batch in _batches(pieces, subject.model.config.get_text_config(decoder=True).vocab_size):
         for window, nats in zip(batch, _nats(subject.model, batch), strict=True):
             documents[window.document].nats += nats

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
     """What a stage reports to."""
 
-    def start(self, total: int | None = None, unit: str = "") -> None:
-        """Begin a count up to `total` (None: unknown) of `unit`s. May be called again for the next part of the work."""
+    def start(self, total: int | None = None, unit: str = "", done: int = 0) -> None:
+        """Begin a count up to `total` (None: unknown) of `unit`s, `done` of them by an earlier run. May be called again for a next part."""
 
     def update(self, done: int, **figures: float | int | str) -> None:
         """`done` of the total are done; figures such as loss= or tokens_per_second= are shown beside it."""
+
+    def show(self, view: Any | None) -> None:
+        """Draw `view`, anything that rich draws, beneath the bar of a terminal; None takes it away. Lines elsewhere do without."""
 
     def note(self, text: str) -> None:
         """One line to keep on the screen."""
@@ -30,10 +33,13 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing: for tests and for replays."""
 
-    def start(self, total: int | None = None, unit: str = "") -> None:
+    def start(self, total: int | None = None, unit: str = "", done: int = 0) -> None:
         """Nothing."""
 
     def update(self, done: int, **figures: float | int | str) -> None:
+        """Nothing."""
+
+    def show(self, view: Any | None) -> None:
         """Nothing."""
 
     def note(self, text: str) -> None:
@@ -46,31 +52,29 @@ class Silent:
 class _Count:
     """Done, total, speed and time left of one count."""
 
-    def __init__(self, total: int | None, unit: str, clock: Callable[[], float]) -> None:
+    def __init__(self, total: int | None, unit: str, done: int, clock: Callable[[], float]) -> None:
         self.total, self.unit, self.clock = total, unit, clock
-        self.begun, self.done = clock(), 0
-        self.first: int | None = None
+        # What an earlier run did must not count as speed.
+        self.begun, self.first, self.done = clock(), done, done
         self.figures: dict[str, float | int | str] = {}
 
     def update(self, done: int, figures: dict[str, float | int | str]) -> None:
-        if self.first is None:
-            # A resumed stage starts at what is done already: that must not count as speed.
-            self.first, self.begun = (done, self.clock()) if done > 1 else (0, self.begun)
         self.done, self.figures = done, {**self.figures, **figures}
 
     def rate(self) -> float | None:
-        seconds, count = self.clock() - self.begun, self.done - (self.first or 0)
+        seconds, count = self.clock() - self.begun, self.done - self.first
         return count / seconds if seconds > 0.2 and count > 0 else None
 
     def left(self) -> float | None:
         rate = self.rate()
         return (self.total - self.done) / rate if rate and self.total is not None else None
 
-    def line(self) -> str:
+    def line(self, figures: bool = True) -> str:
         parts = [f"{self.done:,}/{self.total:,}" if self.total is not None else f"{self.done:,}"]
         if self.unit:
             parts[0] += f" {self.unit}"
-        parts += [f"{name.replace('_per_second', '/s').replace('_', ' ')} {show_number(value)}" for name, value in self.figures.items()]
+        shown = self.figures if figures else {}
+        parts += [f"{name.replace('_per_second', '/s').replace('_', ' ')} {show_number(value)}" for name, value in shown.items()]
         rate, left = self.rate(), self.left()
         if rate is not None and not any(name.endswith("_per_second") for name in self.figures):
             parts.append(f"{show_number(rate)} {self.unit or 'it'}/s")
@@ -90,10 +94,10 @@ class Plain:
         self.last = clock()
         self.shown: str | None = None
 
-    def start(self, total: int | None = None, unit: str = "") -> None:
+    def start(self, total: int | None = None, unit: str = "", done: int = 0) -> None:
         """Begin a count."""
         self._last_line()
-        self.count, self.last, self.shown = _Count(total, unit, self.clock), self.clock(), None
+        self.count, self.last, self.shown = _Count(total, unit, done, self.clock), self.clock(), None
 
     def update(self, done: int, **figures: float | int | str) -> None:
         """Show a line if the last one is old enough."""
@@ -108,6 +112,9 @@ class Plain:
     def note(self, text: str) -> None:
         """Show a line now."""
         self._say(text)
+
+    def show(self, view: Any | None) -> None:
+        """Nothing: lines cannot be drawn over."""
 
     def close(self) -> None:
         """Show where the count ended, if it was shown at all or has figures."""
@@ -133,8 +140,9 @@ class Live:
         self.bar: Any = None
         self.task: Any = None
         self.count: _Count | None = None
+        self.view: Any = None
 
-    def start(self, total: int | None = None, unit: str = "") -> None:
+    def start(self, total: int | None = None, unit: str = "", done: int = 0) -> None:
         """Begin a count: the bar starts over."""
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -142,12 +150,13 @@ class Live:
         if self.bar is None:
             texts = (TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[line]}", markup=False))
             columns = (SpinnerColumn(), *texts, TimeElapsedColumn())
-            self.bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=8)
+            self.bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=2)
+            self.bar.get_renderables = self._renderables
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=total, line="")
         else:
             self.bar.reset(self.task, total=total, line="")
-        self.count = _Count(total, unit, time.monotonic)
+        self.count = _Count(total, unit, done, time.monotonic)
 
     def update(self, done: int, **figures: float | int | str) -> None:
         """Move the bar."""
@@ -155,11 +164,20 @@ class Live:
             self.start()
         assert self.count is not None
         self.count.update(done, figures)
-        self.bar.update(self.task, completed=done, line=self.count.line())
+        self.bar.update(self.task, completed=done, line=self.count.line(figures=self.view is None))
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(f"{self.title}: {text}", markup=False, highlight=False)
+
+    def show(self, view: Any | None) -> None:
+        """Draw it beneath the bar, which leaves the figures to it."""
+        self.view = view
+
+    def _renderables(self) -> Iterator[Any]:
+        yield self.bar.make_tasks_table(self.bar.tasks)
+        if self.view is not None:
+            yield self.view
 
     def close(self) -> None:
         """Take the bar away; its last figures stay on the screen."""

@@ -14,7 +14,7 @@ from cairn.evaluate.suite import Suite, load_suite
 from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.resolve import locate, model_folder, resolve
-from cairn.pipeline.stages.evaluate import read_questions
+from cairn.pipeline.stages.evaluate import count_tokens, read_questions
 from cairn.score.intervals import paired_difference
 
 LIKELIHOOD = "likelihood"
@@ -75,8 +75,7 @@ def _one(suite: Suite | None, name: str, rows: list[dict[str, Any]], model: Path
 
     subject = load_subject(model)
     if suite is None:
-        display.start(None, f"tokens of {name}")
-        return read_likelihood(subject, name, rows, out, on_progress=lambda done, total: display.update(done))
+        return read_likelihood(subject, name, rows, out, on_progress=count_tokens(display, f"tokens of {name}"))
     display.start(len(rows), f"questions of {name}")
     return run_suite(subject, suite, rows, out, on_progress=lambda done, total, tokens: display.update(done, tokens=tokens))
 

@@ -6,7 +6,7 @@ Outputs: `results.json` (`{"rows"}`, one row a number, with the digest of its sa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from cairn.config import Config, checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.evaluate.suite import Suite, load_suite
+from cairn.ledger.progress import Progress
 from cairn.ledger.refs import StageRef
 from cairn.model.adapter_config import MODEL_FILES, model_place
 from cairn.pipeline.drafts import empty
@@ -90,10 +91,9 @@ class Evaluate(Stage):
                 on_progress=lambda done, total, tokens: context.progress.update(done, tokens=tokens),
             )  # fmt: skip
         for source, rows in zip(config.likelihood, held_out, strict=True):
-            context.progress.start(None, f"tokens of {source.name}")
             results += read_likelihood(
                 subject, source.name, rows, context.draft, context=config.context,
-                on_progress=lambda done, total: context.progress.update(done),
+                on_progress=count_tokens(context.progress, f"tokens of {source.name}"),
             )  # fmt: skip
         rows = [result.model_dump(mode="json") for result in results]
         text = json.dumps({"rows": rows}, indent=1, ensure_ascii=False) + "\n"
@@ -117,6 +117,17 @@ class Evaluate(Stage):
 
         found = json.loads(artifact.path("results.json").read_text(encoding="utf-8"))
         return Group(scores_table(found["rows"]), *dialogues([artifact.path()]))
+
+
+def count_tokens(progress: Progress, unit: str) -> Callable[[int, int], None]:
+    """What a likelihood reports to, which knows its total only after encoding: begins the count then, so that time left is shown."""
+
+    def told(done: int, total: int) -> None:
+        if done == 0:
+            progress.start(total, unit)
+        progress.update(done)
+
+    return told
 
 
 def read_questions(suite: Suite, folder: Path) -> list[dict[str, Any]]:
