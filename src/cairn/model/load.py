@@ -5,6 +5,9 @@ Pickled weights are refused (loading a pickle runs whatever it says), and so is 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +68,41 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
         refuse_pickles(path)
     _quiet()
     settings: dict[str, Any] = {"dtype": dtype_of(dtype), "use_safetensors": True, "trust_remote_code": False}
+    # Weights of another shape are then listed, and refused below by name; transformers itself only points to a table in its log.
+    settings["ignore_mismatched_sizes"] = True
     loader: Any = AutoModelForCausalLM
     try:
-        model, found = loader.from_pretrained(str(folder), **settings, output_loading_info=True)
+        with _no_report():
+            model, found = loader.from_pretrained(str(folder), **settings, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load the model: {reason}", where=str(folder), remedy="check the folder or name") from error
+    if found["mismatched_keys"]:
+        name, saved, wanted = min(found["mismatched_keys"])
+        what = f"the checkpoint's weight '{name}' is of shape {tuple(saved)}, its config.json asks for {tuple(wanted)}"
+        raise UserError(what, where=str(folder), remedy="give weights and config.json of one model")
     if found["missing_keys"]:
         # transformers fills them with random numbers and a warning: the model would load and talk nonsense.
         names = sorted(found["missing_keys"])
         what = f"{len(names)} weights of the model are missing, such as '{names[0]}'"
         raise UserError(what, where=str(folder), remedy="give the whole checkpoint")
+    if found["unexpected_keys"]:
+        names = sorted(found["unexpected_keys"])
+        warnings.warn(f"{folder}: {len(names)} weights of the checkpoint have no place in the model, such as '{names[0]}'", stacklevel=2)
     return model.eval() if eval_mode else model.train()
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without transformers' table of a hundred lines: what matters in it is told in one."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _quiet() -> None:
