@@ -26,7 +26,7 @@ def make_sources(sizes, seed=0):
 
 
 def bytes_of(batch):
-    return (batch.ids.tobytes(), batch.mask.tobytes(), batch.position_ids.tobytes(), batch.doc_lengths, batch.sources)
+    return (batch.ids.tobytes(), batch.mask.tobytes(), batch.position_ids.tobytes(), batch.doc_lengths, batch.sources, batch.documents)
 
 
 @settings(max_examples=30, deadline=None)
@@ -63,9 +63,9 @@ def test_batches_hold_whole_documents_within_the_budget(seed, sequences, part):
         assert batch.tokens == sum(batch.doc_lengths) == len(batch.mask) == len(batch.position_ids)
         assert batch.ids.dtype == np.int64
         start = 0
-        for length, source in zip(batch.doc_lengths, batch.sources, strict=True):
-            want = sources[source][stream.mix.row_at(position)[1]]
-            assert stream.mix.row_at(position)[0] == source
+        for length, source, number in zip(batch.doc_lengths, batch.sources, batch.documents, strict=True):
+            want = sources[source][number]
+            assert stream.mix.row_at(position) == (source, number)
             assert batch.ids[start : start + length].tolist() == want.ids.tolist()
             assert batch.mask[start : start + length].tolist() == want.mask.tolist()
             assert batch.position_ids[start : start + length].tolist() == list(range(length))
@@ -83,7 +83,8 @@ def test_batches_hold_whole_documents_within_the_budget(seed, sequences, part):
         assert sorted(np.concatenate([p.ids for p in parts])) == sorted(batch.ids)
         for p in parts:
             assert [int(x) for x in p.position_ids] == [i for n in p.doc_lengths for i in range(n)]
-            assert len(p.sources) == len(p.doc_lengths)
+            for length, source, number in zip(p.doc_lengths, p.sources, p.documents, strict=True):
+                assert len(sources[source][number]) == length
 
 
 def test_a_document_that_is_too_long_is_refused_before_training():

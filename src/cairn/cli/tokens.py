@@ -28,6 +28,8 @@ def command(
     file: Annotated[Path, typer.Argument(help="The data file.")],
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
     reader: Annotated[str, typer.Option("--reader", help="How to read the file; see `cairn check`.")] = "auto",
+    encoding: Annotated[str | None, typer.Option("--encoding", help="The text's encoding, if not UTF-8.")] = None,
+    separator: Annotated[str | None, typer.Option("--separator", help="What stands between two documents of plain text.")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Another chat format than the tokenizer's own.")] = None,
     store: StoreDir = None,
     json: Json = False,
@@ -44,7 +46,7 @@ def command(
     from cairn.data.rows import messages_of
 
     renderer, tokenizer, made = _renderer(ref, format, store)
-    found = _row(file, reader, row)
+    found = _row(file, row, reader=reader, encoding=encoding, separator=separator)
     if "text" in found:
         from cairn.data.encode import encode_row
 
@@ -99,11 +101,11 @@ def _renderer(ref: str, format: str | None, store: Path | None) -> tuple[Any, To
     return make, tokenizer, False
 
 
-def _row(file: Path, reader: str, number: int) -> dict[str, Any]:
+def _row(file: Path, number: int, **how: Any) -> dict[str, Any]:
     from cairn.data.readers import read_rows
 
     count = 0
-    for found in read_rows(file, reader):
+    for found in read_rows(file, **how):
         count += 1
         if count == number:
             return found

@@ -36,6 +36,8 @@ class Batch:
     """Tokens of each document (D)."""
     sources: list[int]
     """The source of each document (D)."""
+    documents: list[int]
+    """The number of each document within its source, from 0 (D)."""
 
     @property
     def tokens(self) -> int:
@@ -56,8 +58,8 @@ class Batch:
         parts = []
         for group in _fill(self.doc_lengths, max_tokens):
             places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in group])
-            lengths, sources = [self.doc_lengths[d] for d in group], [self.sources[d] for d in group]
-            parts.append(Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources))
+            lengths, sources, documents = ([every[d] for d in group] for every in (self.doc_lengths, self.sources, self.documents))
+            parts.append(Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources, documents))
         return parts
 
 
@@ -72,8 +74,8 @@ def _fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def make_batch(documents: Sequence[Encoded], sources: Sequence[int]) -> Batch:
-    """One flat batch of documents, in order."""
+def make_batch(documents: Sequence[Encoded], sources: Sequence[int], numbers: Sequence[int] | None = None) -> Batch:
+    """One flat batch of documents, in order, with their sources and their numbers within them (None: counted on)."""
     lengths = [len(d) for d in documents]
     return Batch(
         ids=np.concatenate([d.ids for d in documents]).astype(np.int64),
@@ -81,6 +83,7 @@ def make_batch(documents: Sequence[Encoded], sources: Sequence[int]) -> Batch:
         position_ids=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
         doc_lengths=lengths,
         sources=list(sources),
+        documents=list(range(len(documents)) if numbers is None else numbers),
     )
 
 
@@ -151,7 +154,7 @@ class PackedStream:
     def __next__(self) -> Batch:
         rows, self._cursor = self._rows(self._cursor)
         self._step += 1
-        return make_batch([self._sources[s][r] for s, r in rows], [s for s, _ in rows])
+        return make_batch([self._sources[s][r] for s, r in rows], [s for s, _ in rows], [r for _, r in rows])
 
     def _rows(self, position: int) -> tuple[list[tuple[int, int]], int]:
         """The (source, row) of a step that begins at `position` of the mix, and the position after it."""
