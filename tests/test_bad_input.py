@@ -306,6 +306,63 @@ def test_rows_of_which_none_fits_are_refused(place: Place) -> None:
     place.refused("run", "bad.yaml", says=says, drafts=True)
 
 
+# Training
+
+
+@pytest.fixture
+def model(place: Place) -> Path:
+    """A checkpoint's folder: a model of 300 ids and 64 positions."""
+    place.write("bad.yaml", TRAINED.replace("intermediate_size: 16", "intermediate_size: 16, context: 64"))
+    # Many words, so that the tokenizer finds as many pairs to merge as it is asked for.
+    words = ["".join(chr(97 + (i * i * 7 + i * j * 3 + j) % 26) for j in range(5)) for i in range(120)]
+    pairs = zip(words[::2], words[1::2], strict=True)
+    place.write("rows.jsonl", "".join(dialogue(f"user: {a}?", f"assistant: {a} {b}.") + "\n" for a, b in pairs))
+    status, out, err = place.call("run", "bad.yaml", "--json")
+    assert status == 0, err
+    return shutil.copytree(Artifact(place.store.artifacts / json.loads(out)["stages"][-1]["key"]).path("model"), place.folder / "model")
+
+
+def started_from(model: Path, *more: str) -> list[str]:
+    """Options of a run that trains `model` further."""
+    return [word for pair in (f"chat.checkpoint={model}", "chat.model=null", *more) for word in ("--set", pair)]
+
+
+def test_a_sequence_longer_than_the_models_positions(place: Place, model: Path) -> None:
+    says = ("sequence_length (65)", "64")
+    place.refused("run", "bad.yaml", "--set", "chat.sequence_length=65", says=says[:1])
+    place.refused("run", "bad.yaml", *started_from(model, "chat.sequence_length=65"), says=(*says, "set it to 64 or less"), drafts=True)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_and_one_with_fewer_is_fine(place: Place, model: Path) -> None:
+    larger, smaller = (started_from(model, f"tokenizer.vocab_size={size}") for size in (320, 290))
+    assert place.call("run", "bad.yaml", *larger, "--until", "tokenizer")[0] == 0
+    says = ("the tokenizer has 320 ids", "only 300", "belongs to this model")
+    place.refused("run", "bad.yaml", *larger, says=says, drafts=True)
+    status, _, err = place.call("run", "bad.yaml", *smaller)
+    assert status == 0, err
+
+
+def test_a_checkpoint_whose_weights_have_another_shape(place: Place, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 24}))
+    place.refused("run", "bad.yaml", *started_from(model), says=("is of shape (16, 16)", "asks for (16, 24)", str(model)), drafts=True)
+
+
+def test_rows_of_which_none_has_a_supervised_token(place: Place, model: Path) -> None:
+    """The only answer that counts does not fit, and is cut off."""
+    question, answer = GOOD["messages"]
+    silent = {"messages": [question, {**answer, "weight": 0}, *json.loads(TOO_LONG)["messages"]]}
+    place.write("silent.jsonl", json.dumps(silent))
+    says = ("no row has a token to learn (1 of 1", "silent.jsonl", "cairn tokens")
+    place.refused("run", "bad.yaml", *started_from(model, "chat.data=[{name: mine, path: silent.jsonl}]"), says=says, drafts=True)
+
+
+def test_a_disk_too_small_for_the_planned_checkpoints(place: Place, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = started_from(model, "chat.steps=100000", "chat.checkpoints={every: 1}")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 50_000_000))
+    place.refused("run", "bad.yaml", *many, says=("the disk has too little room", "are needed, 50.0 MB are free", "--store"), drafts=True)
+
+
 # Stores
 
 

@@ -68,7 +68,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(tmp_path, make_trainer,
         metrics.write('{"step": 99, "lo')
     (tmp_path / "cut" / "resume" / ".step-000099").mkdir()
     second = make_trainer(tmp_path / "cut", **settings)
-    assert second.resume() in (stop, stop - 1)
+    assert 0 < second.resume() <= stop
     assert second.run() == figures
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     assert checkpoint.steps_in(tmp_path / "whole" / "checkpoints") == [4, 8]
@@ -218,7 +218,7 @@ def test_metrics_hold_no_clock(tmp_path, make_trainer):
     trainer.resume()
     trainer.run()
     for line in read_metrics(tmp_path / "metrics.jsonl"):
-        assert set(line) == {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens"}
+        assert set(line) == {"step", "loss", "lr", "grad_norm", "tokens", "supervised_tokens", "sources"}
     assert json.loads((tmp_path / "logs" / "speed.jsonl").read_text().splitlines()[0])["seconds"] > 0
 
 

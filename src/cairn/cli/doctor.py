@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _EXTRAS = {
     "plot": (("matplotlib",), "training curves in model cards"),
+    "tensorboard": (("tensorboard",), "event files of a training"),
     "eval": (("lm-eval", "sacrebleu", "rouge-score"), "published benchmarks"),
     "gguf": (("gguf",), "export to GGUF"),
     "quant": (("torchao",), "quantised models"),

@@ -24,6 +24,8 @@ class Step:
     """Whether a draft of an earlier run waits to be resumed."""
     estimate: Estimate
     """What it will cost; of a stage in the store, what it did cost as far as the record says."""
+    held: int = 0
+    """Bytes that the draft takes already."""
 
     @property
     def status(self) -> str:
@@ -48,6 +50,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
     steps = []
     for node in nodes(recipe, store, until):
         artifact = present[node.name] = store.get(node.key)
+        held = 0 if artifact else sum(p.stat().st_size for p in (store.drafts / node.key).rglob("*") if p.is_file())
         begun = artifact is None and any((store.drafts / node.key).glob("*"))
         before = {name: present[name] for name in node.inputs}
         if artifact is None:
@@ -55,7 +58,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         inputs = PlannedInputs(before, {n: recipe.stages[n].config for n in before}, {n: estimates[n] for n in before})
         estimate = _recorded(artifact) if artifact else _estimated(recipe, node, inputs)
         estimates[node.name] = estimate
-        steps.append(Step(node, artifact, begun, estimate))
+        steps.append(Step(node, artifact, begun, estimate, held))
     return steps
 
 
@@ -75,5 +78,5 @@ def _recorded(artifact: Artifact) -> Estimate:
 
 
 def needed_bytes(steps: list[Step]) -> int:
-    """Disk that the steps still to run will take, as far as they can tell."""
-    return sum(step.estimate.disk_bytes or 0 for step in steps if step.artifact is None)
+    """Disk that the steps still to run will take beyond what their drafts hold already, as far as they can tell."""
+    return sum(max(0, (step.estimate.disk_bytes or 0) - step.held) for step in steps if step.artifact is None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cairn.config import Config, checked
 from cairn.errors import UserError, did_you_mean
@@ -143,8 +143,28 @@ class CheckpointConfig(Config):
     """Steps between two; 0 keeps none. They are needed by `verify --interval`."""
     keep: int = Field(default=0, ge=0)
     """How many of them stay: the latest so many; 0 for all."""
-    resume_seconds: float = Field(default=20.0, gt=0)
-    """Time between two resume points, which a killed run goes on from and a finished one deletes."""
+    resume_seconds: float = Field(default=20.0, gt=0, exclude=True)
+    """Time between two resume points, which a killed run goes on from and a finished one deletes. Longer where they would cost
+    more than 2 % of the time. No part of the stage's key: it changes no output."""
+
+
+class WatchConfig(Config):
+    """What a training looks out for and where it shows itself. No part of the stage's key: it changes no output."""
+
+    spike: Literal["off", "warn", "stop"] = "warn"
+    """A loss far above those before it: said aloud with the documents concerned, or the run stops before the weights move."""
+    spike_window: int = Field(default=100, ge=20)
+    """Steps whose losses make the bound: their median and `spike_factor` times their spread."""
+    spike_factor: float = Field(default=8.0, gt=0)
+    """How far above, in robust standard deviations."""
+    tensorboard: bool = False
+    """Write event files under `logs/tensorboard` too; needs the extra `tensorboard`."""
+
+    @field_validator("spike", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
 
 
 class Training(Config):
@@ -180,6 +200,7 @@ class Training(Config):
     ema: EmaConfig | None = None
     """An average of the weights, kept in fp32 and in checkpoints; None: none."""
     checkpoints: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = Field(default=WatchConfig(), exclude=True)
 
     @model_validator(mode="after")
     def _one_budget(self) -> Training:
@@ -212,6 +233,13 @@ class Training(Config):
     def compute(self) -> Literal["float32", "bfloat16"]:
         """The type that forward and backward run in."""
         return "float32" if self.precision == "float32" else "bfloat16"
+
+    @property
+    def kept_checkpoints(self) -> int:
+        """How many checkpoints stay at most."""
+        every, keep = self.checkpoints.every, self.checkpoints.keep
+        kept = (self.total_steps - 1) // every if every else 0
+        return min(kept, keep) if keep else kept
 
     @property
     def checkpoint_bytes(self) -> float:

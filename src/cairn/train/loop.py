@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from cairn.data.encode import Encoded
 from cairn.errors import UserError
 from cairn.ledger import seeds
 from cairn.ledger.progress import Progress
-from cairn.ledger.store import show_bytes
+from cairn.ledger.store import show_bytes, write_atomically
 from cairn.model import kernels
 from cairn.model.fused import fuse, join_weights, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
+from cairn.model.nf4 import count_weights
 from cairn.model.packing import probe, try_packing
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
@@ -39,6 +40,7 @@ from cairn.train.masters import Masters, clip_gradients, is_plain
 from cairn.train.objectives import load_objective
 from cairn.train.optim import Optimizer, embedding_names
 from cairn.train.schedule import factor
+from cairn.train.watch import Origins, Tally, Watch, Work, stop_not_finite, stop_without_targets
 
 
 class Stream(Protocol):
@@ -72,13 +74,16 @@ class Trainer:
         progress: who is told.
         device: where it runs.
         seed: of what is drawn in training itself: a model's dropout, and roundings by chance.
+        origins: names of sources and rows, for lines and messages.
     """
 
     def __init__(
-        self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu", seed: int = 0
-    ) -> None:
+        self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu", seed: int = 0,
+        origins: Origins | None = None,
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.config, self.folder, self.progress, self.device = config, folder, progress, device
+        self.origins = origins or Origins()
         self.model = model.to(device).train()
         self.stream, self.total = stream, config.total_steps
         self.objective = load_objective(config.objective)
@@ -108,6 +113,8 @@ class Trainer:
             progress.note(f"optimiser states take {sizes[0]} in {config.optimizer.state}, and would take {sizes[1]} in float32")
         self.average = Average(config.ema) if config.ema is not None else None
         self.step, self.seen = 0, {"tokens": 0, "supervised_tokens": 0}
+        self.writer = checkpoint.Writer(folder / "metrics.jsonl")
+        self.watch: Watch | None = None
 
     def _pays_to_compile(self) -> bool:
         """Whether the formulas are compiled: a function of the configuration, and of whether this machine can."""
@@ -148,9 +155,10 @@ class Trainer:
         if usable:
             self.restore(checkpoint.load(max(usable)[1]))
         lines = self._metric_lines()
-        (self.folder / "metrics.jsonl").write_text("".join(lines[: self.step]), encoding="utf-8")
         if len(lines) < self.step:
             raise UserError("the draft's metrics are shorter than its checkpoint", where=str(self.folder), remedy="delete this draft")
+        # Never truncated in place: a kill between that and the writing would leave a checkpoint without its lines.
+        write_atomically(self.folder / "metrics.jsonl", "".join(lines[: self.step]))
         return self.step
 
     def restore(self, state: checkpoint.State) -> None:
@@ -165,6 +173,11 @@ class Trainer:
                 shape = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
                 what = f"the checkpoint's weight '{name}' is {shape}, the model's is {tuple(tensor.shape)}"
                 raise UserError(what, remedy="give a checkpoint of this model")
+        owners = {*state.weights, *(path.rsplit("/", 1)[0] for path in state.optimizer)}
+        strange = sorted(owners - set(self.masters.named))
+        if strange:
+            what = f"the checkpoint has '{strange[0]}', which the model has not ({len(strange)} such weights)"
+            raise UserError(what, remedy="give a checkpoint of this model")
         self.masters.load(state.weights)
         self.optimizer.load({path: value for path, value in state.optimizer.items() if not is_average(path)})
         if self.average is not None:
@@ -196,62 +209,69 @@ class Trainer:
             UserError: a loss that is not finite, or a step without any supervised token.
         """
         until = self.total if until is None else until
-        keep = self.config.checkpoints
-        self.progress.start(until, "steps")
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        last_save, recent = time.monotonic(), _Speed()
-        with _appending(self.folder / "metrics.jsonl") as metrics, _appending(self.folder / "logs" / "speed.jsonl") as speed:
+        keep, last_save = self.config.checkpoints, time.monotonic()
+        losses = [json.loads(line)["loss"] for line in self._metric_lines()]
+        work, steps = Work.of(self.model, self.config.compute), (self.step, until)
+        self.watch = Watch(self.folder, self.config.watch, self.origins, self.progress, work, steps, losses)
+        with self.watch, checkpoint.closing(self.writer):
             while self.step < until:
-                begun = time.monotonic()
+                self.writer.check()
                 line = self.one_step()
-                metrics.write(json.dumps(line) + "\n")
-                seconds = time.monotonic() - begun
-                speed.write(json.dumps({"step": self.step, "seconds": round(seconds, 4), "tokens": line["tokens"]}) + "\n")
-                self.progress.update(self.step, loss=round(line["loss"], 4), tokens_per_second=recent.add(line["tokens"], seconds))
+                losses.append(line["loss"])
                 if keep.every and self.step % keep.every == 0 and self.step < self.total:
-                    self._save(metrics, self.folder / "checkpoints", keep.keep)
-                elif self.step < until and time.monotonic() - last_save >= keep.resume_seconds:
-                    self._save(metrics, self.folder / "resume", 1)
+                    self._save(self.watch, "checkpoints", keep.keep)
+                elif self.step < until and not self.writer.busy() and time.monotonic() - last_save >= self.writer.rest(keep.resume_seconds):
+                    self._save(self.watch, "resume", 1)
                     last_save = time.monotonic()
-        losses = [json.loads(x)["loss"] for x in self._metric_lines()]
+        self.watch = None
         tail = losses[-max(1, len(losses) // 20) :]
         figures = {"final_loss": losses[-1], "mean_loss_last_5_percent": sum(tail) / len(tail)}
         return {"steps": self.step, **self.seen, **figures, "packed": self.packed}
 
-    def _save(self, metrics: Any, folder: Path, keep: int) -> None:
+    def needed_bytes(self) -> int:
+        """Disk that the checkpoints still to come and the final model take, from the parameters: the optimiser's state is made later."""
+        one = self.config.checkpoint_bytes * sum(p.numel() for p in self.masters.named.values())
+        # The model is saved in fp32, frozen weights included.
+        return checkpoint.planned_bytes(self.folder, round(one), self.config.kept_checkpoints) + 4 * count_weights(self.model)
+
+    def _save(self, watch: Watch, place: str, keep: int) -> None:
         # The checkpoint must not be ahead of the metrics: after a kill the lines up to its step have to be there.
-        metrics.flush()
-        checkpoint.save(folder, self.step, self.state())
-        checkpoint.retain(folder, keep)
+        watch.flush()
+        self.writer.save(self.folder / place, self.step, self.state(), keep)
 
     def one_step(self) -> dict[str, Any]:
         """One optimiser step; returns its line of metrics."""
         with kernels.compiled(self.compiled):
-            return self._one_step(next(self.stream))
+            return self._one_step()
 
-    def _one_step(self, whole: Any) -> dict[str, Any]:
+    def _one_step(self) -> dict[str, Any]:
+        begun, tally = time.monotonic(), Tally()
+        whole = next(self.stream)
         capacity = self.config.sequence_length * self.config.batch_sequences
-        parts = [TorchBatch.of(b, self.device, packed=self.packed) for b in whole.split(capacity)]
-        supervised = sum(int(p.predict_N.numel()) for p in parts)
+        parts = whole.split(capacity)
+        batches = [TorchBatch.of(b, self.device, packed=self.packed) for b in parts]
+        supervised = sum(int(b.predict_N.numel()) for b in batches)
         if supervised == 0:
-            what = f"step {self.step + 1} has no supervised token in {whole.tokens} tokens"
-            raise UserError(what, remedy="look at the rows with `cairn tokens`")
+            for part, batch in zip(parts, batches, strict=True):
+                tally.add(part, batch)
+            raise stop_without_targets(self.step + 1, tally, self.origins)
         total = 0.0
-        for number, part in enumerate(parts):
+        for number, (part, batch) in enumerate(zip(parts, batches, strict=True)):
             with _drawing(seeds.seed(self.seed, f"dropout/{number}", self.step), self.device):
-                loss = self.objective.loss(self.model, part)
+                loss = self.objective.loss(self.model, batch)
                 # Divided by the count of the whole step, so that accumulation changes nothing but rounding.
                 (loss.total / supervised).backward()
             self.masters.collect()
             total += float(loss.total.detach())
-        norm = clip_gradients(self.masters.named, self.config.clip)
+            tally.add(part, batch, loss)
+        norm, mean = clip_gradients(self.masters.named, self.config.clip), total / supervised
         if not math.isfinite(total) or not math.isfinite(norm):
-            raise UserError(
-                f"the loss is {total / supervised} and the gradient's norm {norm} at step {self.step + 1}",
-                where=f"documents of sources {sorted(set(whole.sources))}, {len(whole.doc_lengths)} of them",
-                remedy="lower the rate, or warm up longer",
-            )  # fmt: skip
+            raise stop_not_finite(self.step + 1, mean, norm, tally, self.origins, self.masters.named.items())
+        if self.watch is not None:
+            self.watch.judge(self.step + 1, mean, tally)
         rate = factor(self.config.schedule, self.step, self.total)
+        # From here on weights move: a checkpoint that is still being written keeps the old ones.
+        self.writer.release()
         self.optimizer.step(rate, self.step)
         self.masters.publish()
         self.masters.clear()
@@ -260,10 +280,13 @@ class Trainer:
             self.average.update(self.step, self.masters.named)
         self.seen["tokens"] += whole.tokens
         self.seen["supervised_tokens"] += supervised
-        return {
-            "step": self.step, "loss": total / supervised, "lr": rate * self.config.optimizer.lr, "grad_norm": norm,
-            "tokens": whole.tokens, "supervised_tokens": supervised,
+        line = {
+            "step": self.step, "loss": mean, "lr": rate * self.config.optimizer.lr, "grad_norm": norm,
+            "tokens": whole.tokens, "supervised_tokens": supervised, **tally.line(self.origins),
         }  # fmt: skip
+        if self.watch is not None:
+            self.watch.tell(line, tally, time.monotonic() - begun)
+        return line
 
     def finished_weights(self, *, last: bool = False) -> dict[str, Tensor]:
         """What was trained, by name: the average where one is kept, unless the last weights are asked for."""
@@ -307,21 +330,6 @@ def _drawing(seed: int, device: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[] if device == "cpu" else None):
         torch.manual_seed(seed)
         yield
-
-
-def _appending(path: Path) -> IO[str]:
-    return open(path, "a", encoding="utf-8")
-
-
-class _Speed:
-    """Tokens/s over the last twenty steps, for the eye only."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[int, float]] = []
-
-    def add(self, tokens: int, seconds: float) -> int:
-        self.items = [*self.items[-19:], (tokens, seconds)]
-        return round(sum(t for t, _ in self.items) / max(1e-9, sum(s for _, s in self.items)))
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

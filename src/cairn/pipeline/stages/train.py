@@ -7,7 +7,9 @@ the former are averages and both are asked for), `metrics.jsonl`, `mix.json` (th
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,7 @@ from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.train.board import require_tensorboard
 from cairn.train.config import Training
 
 if TYPE_CHECKING:
@@ -74,7 +77,10 @@ class Train(Stage):
     config = TrainConfig
 
     def run(self, context: Context) -> dict[str, Any]:
+        if context.config.watch.tensorboard:
+            require_tensorboard()
         trainer, prepared = self._prepare(context)
+        context.store.test_save(trainer.needed_bytes())
         resumed = trainer.resume()
         if resumed:
             context.progress.note(f"goes on from step {resumed}")
@@ -141,7 +147,7 @@ class Train(Stage):
         # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
         seconds = flops / (0.3e9 * gemm_rate(config.compute))
         models = 8 if config.ema is not None and config.ema.use == "both" else 4
-        disk = round(total * (models + config.checkpoint_bytes * _checkpoints(config)))
+        disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
         return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
     # -- parts ------------------------------------------------------------------------------------------------------
@@ -159,6 +165,7 @@ class Train(Stage):
         from cairn.train.loop import Trainer, deterministic
         from cairn.train.objectives import load_objective
         from cairn.train.optim import check_groups
+        from cairn.train.watch import Origins
 
         config: TrainConfig = context.config
         deterministic(threads())
@@ -173,12 +180,14 @@ class Train(Stage):
         context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
         # Before the rows are read, which may take long.
         check_groups(config.optimizer.groups, [name for name, p in model.named_parameters() if p.requires_grad])
-        encoded, table, counters = _encode(context, renderer, tokenizer, "language_model" if objective.targets == "all" else "supervised")
+        targets = "language_model" if objective.targets == "all" else "supervised"
+        encoded, rows, table, counters = _encode(context, renderer, tokenizer, targets)
         (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         seed = seeds.seed(context.seed, "train")
         weights = [s.weight for s in config.data]
         stream = PackedStream(encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
-        trainer = Trainer(model, stream, config, context.draft, context.progress, seed=seed)
+        origins = Origins([s.name for s in config.data], rows, lambda source, row: _look(context, folder, config.data[source], row))
+        trainer = Trainer(model, stream, config, context.draft, context.progress, seed=seed, origins=origins)
         told = {"counters": counters, "tokenizer": folder, "renderer": renderer, "adapted": adapted}
         return trainer, {**told, "parameters": parameters, "trained_parameters": trained}
 
@@ -285,11 +294,13 @@ def _write_format(chat_format: Any, folder: Path) -> None:
     (folder / "chat_format.yaml").write_text(chat_format.to_yaml(), encoding="utf-8")
 
 
-def _checkpoints(config: TrainConfig) -> int:
-    """How many checkpoints lie on the disk at once, at most."""
-    every, keep = config.checkpoints.every, config.checkpoints.keep
-    kept = (config.total_steps - 1) // every if every else 0
-    return 1 + (min(kept, keep) if keep else kept)
+def _look(context: Context, tokenizer: Path, source: Source, row: int) -> str:
+    """The command that shows a row of a source as training saw it."""
+    words = ["cairn", "tokens", str(tokenizer), str(context.place(source)), "--row", str(row)]
+    words += ["--reader", source.reader] if source.reader != "auto" else []
+    for option, value in (("encoding", source.encoding), ("separator", source.separator), ("format", context.config.format)):
+        words += [f"--{option}", value] if value else []
+    return shlex.join(words)
 
 
 def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
@@ -312,7 +323,7 @@ def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) 
     before = getattr(inputs, "estimates", {}).get(config.init)
     base = getattr(before, "parameters", None) or base
     flops = (4.0 * base + 6.0 * trained) * tokens
-    disk = round(trained * (4 + config.checkpoint_bytes * _checkpoints(config)) + (4 * base if config.adapter.merge else 0))
+    disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
     seconds = flops / (0.3e9 * gemm_rate(config.compute))
     return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
 
@@ -327,21 +338,27 @@ def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
     return getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
 
 
-def _encode(context: Context, renderer: Any, tokenizer: Any, objective: Any) -> tuple[list[list[Any]], dict[str, Any], dict[str, Any]]:
-    """Every source's documents, the mix table and what became of the rows."""
+def _encode(context: Context, renderer: Any, tokenizer: Any, objective: Any) -> tuple[list[Any], list[Any], dict[str, Any], dict[str, Any]]:
+    """Every source's documents, the row that each came from (from 1), the mix table and what became of the rows."""
     from cairn.data.encode import Counters, encode_rows
     from cairn.data.stats import MixTable
 
     config: TrainConfig = context.config
     table = MixTable(tokenizer=tokenizer, renderer=renderer)
     encoded: list[list[Any]] = []
+    origins: list[Any] = []
     counters: dict[str, Any] = {}
     context.progress.start(len(config.data), "sources")
     for number, source in enumerate(config.data):
         path, count, name = context.place(source), Counters(), source.name
         limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
         told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}
-        encoded.append(list(encode_rows(source.read(path), renderer, tokenizer, **limits, **told)))
+        numbers = array("q")
+        encoded.append([])
+        for document in encode_rows(source.read(path), renderer, tokenizer, **limits, **told):
+            encoded[-1].append(document)
+            numbers.append(count.rows)
+        origins.append(numbers)
         counters[source.name] = count.as_dict()
         context.progress.update(number + 1, rows=count.rows)
-    return encoded, table.as_dict(), counters
+    return encoded, origins, table.as_dict(), counters
