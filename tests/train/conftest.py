@@ -30,11 +30,11 @@ def documents(count=40, seed=0):
 def make_trainer():
     """make_trainer(folder, **training) → a Trainer on the tiny model."""
 
-    def make(folder, *, family="llama", extra=None, sources=None, weights=None, progress=None, frozen="", **settings):
+    def make(folder, *, family="llama", extra=None, mup=None, sources=None, weights=None, progress=None, frozen="", **settings):
         deterministic(1)
         values = {"steps": 12, "sequence_length": 32, "batch_sequences": 4, "objective": "supervised"} | settings
         config = Training.model_validate(values)
-        shape = SHAPE.model_copy(update={"family": family, "extra": extra or {}})
+        shape = ModelConfig.model_validate({**SHAPE.model_dump(), "family": family, "extra": extra or {}, "mup": mup})
         model = new_model(shape, vocab_size=50, bos_id=None, eos_id=0, pad_id=None, seed=1)
         for name, p in model.named_parameters():
             p.requires_grad_(not frozen or frozen not in name)

@@ -133,6 +133,25 @@ def test_frozen_weights_stay_and_the_rest_learns(tmp_path, make_trainer, precisi
     assert set(trainer.state().weights) == moved
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_muP_scales_the_rates_of_a_run_and_survives_a_stop(tmp_path, make_trainer, kind):
+    settings = {"optimizer": {"kind": kind, "lr": 0.02}, "mup": {"base_width": 8}}
+    whole = make_trainer(tmp_path / "whole", **settings)
+    peaks = {group["peak"] for part in whole.optimizer._parts for group in part.param_groups}
+    # The head is tied: its multiplier is in the last norm's gain, which AdamW moves.
+    assert peaks == ({0.02, 0.02 / 4} if kind == "adamw" else {0.02, 0.003, 0.003 / 4})
+    whole.resume()
+    whole.run()
+    first = make_trainer(tmp_path / "cut", **settings)
+    first.resume()
+    first.run(until=5)
+    checkpoint.save(tmp_path / "cut" / "resume", 5, first.state())
+    second = make_trainer(tmp_path / "cut", **settings)
+    assert second.resume() == 5
+    second.run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(second).values(), strict=True))
+
+
 def test_accumulation_changes_nothing_but_rounding(tmp_path, make_trainer):
     """Rows with few and with many targets in one step: a mean of means would differ by far."""
     uneven = [document([i % 50 for i in range(20)], [int(i in (3, 9)) for i in range(20)]) for _ in range(20)]

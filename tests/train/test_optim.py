@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from cairn.errors import UserError
+from cairn.model.mup import Scale
 from cairn.train.config import GroupConfig, OptimizerConfig
 from cairn.train.optim import Optimizer, check_groups
 
@@ -42,6 +43,21 @@ def test_the_embedding_may_have_a_rate_of_its_own():
     tied = Optimizer(config, {"inputs": torch.ones(4, 4, requires_grad=True)}, "inputs", "inputs")
     assert [group["peak"] for part in tied._parts for group in part.param_groups] == [0.1]
 
+
+
+def test_scaled_rates_keep_rate_times_decay():
+    """Each weight moves by its factor of the rate; what decays away in a step is the same share for all."""
+    for kind in ("adamw", "muon"):
+        named = {name: torch.ones(4, 4, requires_grad=True) for name in ("one", "quarter")}
+        config = OptimizerConfig(kind=kind, lr=0.1, weight_decay=0.5)
+        optimizer = Optimizer(config, named, None, None, scales={"quarter": Scale(adam=0.25, muon=0.5)})
+        for p in named.values():
+            p.grad = torch.eye(4)
+        optimizer.step(1.0, 0)
+        still = [float(p.detach()[0, 1]) for p in named.values()]
+        moved = [float(p.detach()[0, 1] - p.detach()[0, 0]) for p in named.values()]
+        assert still == pytest.approx([0.95, 0.95], abs=5e-3), kind
+        assert moved[1] / moved[0] == pytest.approx(0.25 if kind == "adamw" else 0.5, rel=0.05), kind
 
 
 def rates(optimizer):

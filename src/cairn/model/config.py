@@ -14,6 +14,23 @@ from cairn.config import Config
 from cairn.errors import UserError, did_you_mean
 
 
+class MupConfig(Config):
+    """The maximal update parametrisation (Yang et al. 2022, Tensor Programs V): rates and deviations found at one width hold at all.
+
+    CrystalChat's: base_width 256, base_head_size 1 (scores divided by the head's size itself), input_multiplier 14.6,
+    output_multiplier 2.22, with initializer_range 0.073 and AdamW. All widths (hidden, intermediate, heads) are taken to grow together.
+    """
+
+    base_width: int = Field(gt=0)
+    """The hidden_size at which the recipe's rates and `initializer_range` hold."""
+    base_head_size: int | None = Field(default=None, gt=0)
+    """Head size at the base width: scores are multiplied with sqrt(base_head_size) / head_size. None: heads grow in number, not in size."""
+    input_multiplier: float = Field(default=1.0, gt=0)
+    """What embeddings are multiplied with on their way into the first block, at every width."""
+    output_multiplier: float = Field(default=1.0, gt=0)
+    """What logits are multiplied with at the base width; at another one base_width / hidden_size comes on top."""
+
+
 class ModelConfig(Config):
     """The shape of a model that starts from random weights."""
 
@@ -39,6 +56,8 @@ class ModelConfig(Config):
     """Standard deviation of the random weights."""
     embedding_range: float | None = Field(default=None, gt=0)
     """Standard deviation of the input embedding, if another one. If it is small, the blocks' first updates drown a token's identity."""
+    mup: MupConfig | None = None
+    """Let widths share their learning rates; None: `initializer_range` and rates are used as they are given."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keys of the family's own transformers configuration."""
 

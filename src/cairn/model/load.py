@@ -40,6 +40,10 @@ def new_model(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_i
     if config.embedding_range is not None:
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(config.embedding_range / config.initializer_range)
+    if config.mup is not None:
+        from cairn.model.mup import parametrise
+
+        parametrise(model, config.mup)
     return model
 
 

@@ -30,6 +30,7 @@ from cairn.model.fused import fuse, join_weights, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.nf4 import count_weights
+from cairn.model.mup import scales_of
 from cairn.model.packing import probe, try_packing
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
@@ -107,7 +108,8 @@ class Trainer:
         self.compiled = bool(fused) and self._pays_to_compile()
         if self.compiled:
             self._compile()
-        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model), seed=seed)
+        scales = scales_of(self.model)
+        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model), seed=seed, scales=scales)
         if config.optimizer.state != "float32":
             sizes = [show_bytes(self.optimizer.planned_bytes(coded=coded)) for coded in (True, False)]
             progress.note(f"optimiser states take {sizes[0]} in {config.optimizer.state}, and would take {sizes[1]} in float32")

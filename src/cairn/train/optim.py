@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cairn.errors import UserError, did_you_mean
+from cairn.model.mup import Scale
 from cairn.train import blocks
 from cairn.train.adamw import AdamW
 from cairn.train.config import GroupConfig, OptimizerConfig
@@ -67,9 +69,18 @@ class Optimizer:
         inputs: name of the input embedding, if it moves.
         head: name of the output head; the same where the two are tied.
         seed: of the roundings by chance, for 8-bit states and bf16 weights.
+        scales: factors of the rates by name, such as muP's; a weight that is not named has its plain rate.
     """
 
-    def __init__(self, config: OptimizerConfig, named: dict[str, Tensor], inputs: str | None, head: str | None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        named: dict[str, Tensor],
+        inputs: str | None,
+        head: str | None,
+        seed: int = 0,
+        scales: Mapping[str, Scale] | None = None,
+    ) -> None:
         check_groups(config.groups, list(named))
         self.config = config
         self._named, self._names = named, {id(p): name for name, p in named.items()}
@@ -81,7 +92,8 @@ class Optimizer:
         muon: dict[tuple[float, float], list[Tensor]] = {}
         for name, p in named.items():
             by_muon = config.kind == "muon" and is_block_matrix(name, p, embeddings)
-            (muon if by_muon else adam).setdefault(_rates(config, name, p, by_muon, name == apart), []).append(p)
+            rates = scaled(_rates(config, name, p, by_muon, name == apart), (scales or {}).get(name, Scale()), by_muon)
+            (muon if by_muon else adam).setdefault(rates, []).append(p)
         self._parts: list[torch.optim.Optimizer] = []
         if adam:
             self._parts.append(self._adamw(_groups(adam)))
@@ -148,6 +160,16 @@ def _rates(config: OptimizerConfig, name: str, p: Tensor, by_muon: bool, is_embe
         rate = rate if group.lr is None else group.lr
         decay = decay if group.weight_decay is None else group.weight_decay
     return rate, decay
+
+
+def scaled(rates: tuple[float, float], scale: Scale, by_muon: bool) -> tuple[float, float]:
+    """(peak rate, decay) times the weight's factor.
+
+    The decay is divided by it, so that rate times decay, the share of a weight that goes in a step, is the same for all factors
+    (Wang and Aitchison 2024: that product, not the decay, is what transfers).
+    """
+    factor = scale.muon if by_muon else scale.adam
+    return rates[0] * factor, rates[1] / factor
 
 
 def _groups(weights: dict[tuple[float, float], list[Tensor]]) -> list[dict[str, Any]]:
