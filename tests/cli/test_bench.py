@@ -334,6 +334,20 @@ def test_faults_kills_a_whole_group_and_sees_one_that_had_ended(
         faults.kill_after(["raise SystemExit(3)"], 60, tmp_path / "three")
 
 
+def test_mup_judges_rates_and_slopes() -> None:
+    bench = load_benchmark("mup")
+    assert bench.slope({64: 3.0, 128: 6.0, 256: 12.0}) == pytest.approx(1.0)
+    sizes = {"layer 1": {64: 1.0, 256: 1.0}, "logits": {64: 1.0, 256: 0.25}}
+    assert [(r["ours"], r["ok"]) for r in bench.slope_rows("adamw", True, sizes)] == [(1.0, False)]
+    shifted = {64: {0.01: 2.0, 0.02: 1.0, 0.04: 3.0}, 256: {0.01: 0.7, 0.02: 0.9, 0.04: 2.0}}
+    *_, steps, lost = bench.rate_rows("adamw", True, shifted)
+    assert (steps["ours"], steps["ok"]) == (1, True)
+    assert lost["ours"] == pytest.approx(0.2)
+    assert bench.rate_rows("adamw", False, shifted)[-2]["ok"] is False, "without muP the best rates are to lie further apart"
+    blown = {64: {0.01: 1.0, 0.02: float("nan")}}
+    assert bench.best_rates(blown) == {64: 0.01}
+
+
 SMALL = [
     "corpus.scale=0.01", "base.tokens=24576", "base.checkpoints.every=2", "chat.tokens=40960", "chat.checkpoints.every=3",
     "base.model={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64, context: 1024}",
