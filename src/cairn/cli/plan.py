@@ -57,6 +57,11 @@ def command(
         )
     console = out()
     console.print(table)
+    for step in steps:
+        chosen = step.node.spec.stage.chosen(step.node.spec.config)
+        if chosen:
+            shown = (f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items())
+            console.print(f"{step.node.name} chose: {', '.join(shown)}", markup=False, soft_wrap=True)
     todo = [step for step in steps if step.artifact is None]
     if not todo:
         console.print("Nothing to do: everything is in the store.")

@@ -36,7 +36,7 @@ class Step:
         """The step as JSON-like values."""
         spec = self.node.spec
         head = {"name": spec.name, "kind": spec.stage.kind, "key": self.node.key, "status": self.status, "begun": self.begun}
-        return {**head, **asdict(self.estimate)}
+        return {**head, **asdict(self.estimate), "chosen": spec.stage.chosen(spec.config)}
 
 
 def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[Step]:

@@ -107,6 +107,7 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> Recipe:
         _check_names(top, where, text)
         values = _variables(top, where, text)
         stages = {name: _stage(name, given, values, where, text) for name, given in top.stages.items()}
+        stages = {name: _resolved(spec, stages, where, text) for name, spec in stages.items()}
     command = _command(ref, overrides, spots, stages)
     return Recipe(top.recipe, top.seed, top.description, stages, where, text, command, spots)
 
@@ -150,6 +151,18 @@ def _stage(name: str, given: Mapping[str, Any], variables: Mapping[str, Any], wh
     stage = find_stage(given["kind"], spot("stages", name, "kind"))
     rest = _substitute({key: value for key, value in given.items() if key != "kind"}, variables, spot("stages", name))
     return StageSpec(name, stage, build(stage.config, rest, where=where, text=text, prefix=("stages", name)))
+
+
+def _resolved(spec: StageSpec, stages: Mapping[str, StageSpec], where: str, text: str) -> StageSpec:
+    """Let a stage choose what the recipe leaves to it."""
+    try:
+        config = spec.stage.resolve(spec.config, {name: other.config for name, other in stages.items()})
+    except UserError as error:
+        path = ("stages", spec.name, *error.where.split("."))
+        line = key_line(text, path)
+        spot = f"{where}, line {line}, {'.'.join(path)}" if line else f"{where}, {'.'.join(path)}"
+        raise UserError(error.what, where=spot, remedy=error.remedy) from None
+    return StageSpec(spec.name, spec.stage, config)
 
 
 def _read(ref: str) -> tuple[str, str]:

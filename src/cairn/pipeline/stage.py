@@ -95,6 +95,19 @@ class Stage:
     shows_names: ClassVar[bool] = False
     """Whether its outputs show names (of the recipe, of stages) or the command: for such a stage they are in the key."""
 
+    def resolve(self, config: Any, others: Mapping[str, Any]) -> Any:
+        """The configuration with every value that it leaves to the stage, which the key and the record then hold.
+
+        Args:
+            config: as the recipe gives it.
+            others: the configurations of the recipe's stages, by name.
+        """
+        return config
+
+    def chosen(self, config: Any) -> dict[str, Any]:
+        """What `resolve` decided, to be shown in a plan."""
+        return {}
+
     def run(self, context: Context) -> dict[str, Any]:
         """Write the outputs into `context.draft` and give the metrics, which depend on inputs and seed alone."""
         raise NotImplementedError

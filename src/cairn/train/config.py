@@ -203,17 +203,23 @@ class Training(Config):
     watch: WatchConfig = Field(default=WatchConfig(), exclude=True)
 
     @model_validator(mode="after")
-    def _one_budget(self) -> Training:
-        if (self.steps is None) == (self.tokens is None):
+    def _one_length(self) -> Training:
+        if (self.steps is None) == (self.tokens is None) and not self._length_is_chosen():
             raise ValueError("give either steps or tokens")
         return self
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Training:
+        if self.steps is None and self.tokens is None:
+            return self
         self.schedule.lengths(self.total_steps)
         if self.ema is not None and self.ema.first > self.total_steps:
             raise ValueError(f"the average (ema) would begin after step {self.ema.first}, but the run has {self.total_steps}")
         return self
+
+    def _length_is_chosen(self) -> bool:
+        """Whether something else decides how long it is."""
+        return False
 
     @property
     def step_tokens(self) -> int:

@@ -10,13 +10,14 @@ import json
 import shlex
 import shutil
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import model_validator
 
 from cairn.chat.format import check_format
-from cairn.config import checked
+from cairn.config import build, checked
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.ledger.refs import InputPath, StageRef
@@ -25,6 +26,7 @@ from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.board import require_tensorboard
+from cairn.train.budget import Budget, resolve
 from cairn.train.config import Training
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class TrainConfig(Training):
     """Freeze the model and train an adapter on it, which takes higher rates than its weights do: 1e-4 to 1e-3 with AdamW."""
     tokenizer: StageRef | None = None
     """A tokenizer stage."""
+    budget: Budget | None = None
+    """A compute budget that chooses a fresh model's shape, tokens, batch and rates (train/budget.py); what is given beside it stays."""
     format: Annotated[str, checked(check_format)] | None = None
     """Chat format to render dialogues with; None means the one that the tokenizer carries."""
     data: list[Source]
@@ -53,11 +57,13 @@ class TrainConfig(Training):
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
-        if sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
+        if self.budget is not None and (self.init is not None or self.checkpoint is not None):
+            raise ValueError("a budget chooses the shape of a fresh model: give tokens where init or checkpoint is given")
+        if self.budget is None and sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
             raise ValueError("give exactly one of model, init and checkpoint")
         if self.model is not None and self.adapter is not None:
             raise ValueError("an adapter needs a trained model: give init or checkpoint")
-        if self.model is not None and self.tokenizer is None:
+        if (self.model is not None or self.budget is not None) and self.tokenizer is None:
             raise ValueError("a fresh model needs a tokenizer")
         if self.model is not None and self.sequence_length > self.model.context:
             raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
@@ -68,6 +74,33 @@ class TrainConfig(Training):
             raise ValueError("a mix needs at least one source")
         return self
 
+    def _length_is_chosen(self) -> bool:
+        return self.budget is not None and (self.steps is None or self.tokens is None)
+
+    def resolved(self, vocab_size: int | None) -> TrainConfig:
+        """With every value that the budget decides; a configuration without one, or with all its values, as it is.
+
+        Raises:
+            UserError: the vocabulary's size is not known, or the budget fits no model.
+        """
+        if self.budget is None:
+            return self
+        vocab = self.budget.vocab_size or vocab_size
+        if vocab is None:
+            what = "a budget needs the vocabulary's size, which decides what a model costs"
+            raise UserError(what, where="budget.vocab_size", remedy="add vocab_size to the budget")
+        keys = ("steps", "tokens", "batch_sequences", "accumulate")
+        given: dict[str, Any] = {key: getattr(self, key) for key in keys if key in self.model_fields_set}
+        for key in ("model", "optimizer"):
+            part = getattr(self, key)
+            given[key] = part.model_dump(exclude_unset=True) if part is not None and key in self.model_fields_set else {}
+        try:
+            chosen = resolve(self.budget, given, vocab, self.sequence_length)
+        except ValueError as error:
+            raise UserError(str(error), where="budget.flops", remedy="give another budget, or the sizes one by one") from None
+        whole = {**self.model_dump(), **chosen, "budget": {**self.budget.model_dump(), "vocab_size": vocab}}
+        return build(type(self), whole, where="budget")
+
 
 @register
 class Train(Stage):
@@ -75,6 +108,20 @@ class Train(Stage):
 
     kind = "train"
     config = TrainConfig
+
+    def resolve(self, config: Any, others: Mapping[str, Any]) -> Any:
+        return config.resolved(getattr(others.get(config.tokenizer), "vocab_size", None))
+
+    def chosen(self, config: Any) -> dict[str, Any]:
+        if config.budget is None:
+            return {}
+        shape, optimizer = config.model, config.optimizer
+        return {
+            "budget": config.budget.flops, "family": shape.family, "hidden_size": shape.hidden_size, "layers": shape.layers,
+            "heads": shape.heads, "intermediate_size": shape.intermediate_size, "steps": config.total_steps,
+            "step_tokens": config.step_tokens, "lr": optimizer.lr, "adam_lr": optimizer.adam_lr, "embedding_lr": optimizer.embedding_lr,
+            "rates_hold_at_width": shape.mup.base_width if shape.mup else shape.hidden_size,
+        }  # fmt: skip
 
     def run(self, context: Context) -> dict[str, Any]:
         if context.config.watch.tensorboard:
