@@ -6,6 +6,7 @@ key of that family's own configuration.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -62,27 +63,47 @@ class ModelConfig(Config):
     """Further keys of the family's own transformers configuration."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> ModelConfig:
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.head_size is None and self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads}), or head_size be given")
-        if self.embedding_range is not None and self.tied:
-            raise ValueError("embedding_range needs tied: false, for a tied embedding is the output head as well")
+    def _given_agree(self) -> ModelConfig:
+        # A budget may still choose what is not given, so that alone is judged here; `check` judges the whole.
+        self.check(among=self.model_fields_set)
         return self
+
+    def check(self, among: Set[str] | None = None) -> None:
+        """See that the sizes agree.
+
+        Args:
+            among: judge these fields alone; None means all.
+
+        Raises:
+            ValueError: they do not.
+        """
+
+        def judged(*fields: str) -> bool:
+            return among is None or among >= set(fields)
+
+        if judged("heads", "kv_heads") and self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if judged("hidden_size", "heads") and self.head_size is None and self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of heads ({self.heads}), or head_size be given")
+        if judged("tied", "embedding_range") and self.embedding_range is not None and self.tied:
+            raise ValueError("embedding_range needs tied: false, for a tied embedding is the output head as well")
 
 
 def transformers_config(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_id: int | None, pad_id: int | None) -> Any:
     """The transformers configuration object of `config`.
 
     Raises:
-        UserError: an unknown family, or an `extra` key that the family does not have.
+        UserError: an unknown family, an `extra` key that the family does not have, or sizes that do not agree.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as families
 
     if config.family not in families:
         raise UserError(f"unknown model family '{config.family}'", where="model.family", remedy=did_you_mean(config.family, families))
+    try:
+        config.check()
+    except ValueError as error:
+        raise UserError(str(error), where="model", remedy="correct the sizes") from None
     values: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": config.hidden_size,

@@ -158,7 +158,7 @@ def _resolved(spec: StageSpec, stages: Mapping[str, StageSpec], where: str, text
     try:
         config = spec.stage.resolve(spec.config, {name: other.config for name, other in stages.items()})
     except UserError as error:
-        path = ("stages", spec.name, *error.where.split("."))
+        path = ("stages", spec.name, *error.where.rpartition(", ")[2].split("."))
         line = key_line(text, path)
         spot = f"{where}, line {line}, {'.'.join(path)}" if line else f"{where}, {'.'.join(path)}"
         raise UserError(error.what, where=spot, remedy=error.remedy) from None

@@ -138,6 +138,8 @@ def test_any_chosen_value_may_be_given(recipe):
     assert base("base.optimizer.lr=0.5").optimizer.embedding_lr == 0.1
     assert base("base.steps=null", "base.tokens=99").tokens == 99
     assert base("base.steps=null", "base.budget.flops=4e13").tokens > 1.5 * base("base.steps=null").tokens
+    assert base("base.model.hidden_size=250").model.heads == 5, "what is not given follows from what is"
+    assert base("base.model.embedding_range=0.5").model.tied is False
     assert base("base.budget.vocab_size=400").budget.vocab_size == 400
 
 
@@ -150,11 +152,17 @@ def test_any_chosen_value_may_be_given(recipe):
         ("base.init=tokenizer", ["shape of a fresh model"]),
         ("base.tokens=7", ["either steps or tokens"]),
         ("base.model={hidden_size: 250, heads: 3}", ["must be a multiple of heads"]),
+        ("base.model.kv_heads=5", ["must be a multiple of kv_heads (5)", "stages.base.model"]),
     ],
 )
 def test_bad_budgets_are_told_on_one_screen(recipe, tmp_path, capsys, override, said):
     err = call(capsys, tmp_path, "plan", recipe, "--set", override, status=2)
     assert all(part in err for part in said), err
+
+
+def test_without_a_budget_a_size_that_is_left_out_has_its_default(recipe, tmp_path, capsys):
+    words = ["--set", "base.budget=null", "--set", "base.model={hidden_size: 250}"]
+    assert "must be a multiple of heads (6)" in call(capsys, tmp_path, "plan", recipe, *words, status=2)
 
 
 def test_muP_needs_a_place_for_its_multipliers(recipe, tmp_path, capsys):

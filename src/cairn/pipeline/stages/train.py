@@ -65,6 +65,8 @@ class TrainConfig(Training):
             raise ValueError("an adapter needs a trained model: give init or checkpoint")
         if (self.model is not None or self.budget is not None) and self.tokenizer is None:
             raise ValueError("a fresh model needs a tokenizer")
+        if self.model is not None and self.budget is None:
+            self.model.check()
         if self.model is not None and self.sequence_length > self.model.context:
             raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
         names = [s.name for s in self.data]
