@@ -26,7 +26,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from cairn.config import Config
+from cairn.config import Config, Invalid
 from cairn.model.config import training_flops
 
 ASPECT = 64
@@ -56,8 +56,8 @@ class Budget(Config):
     def _no_clock(cls, value: Any) -> Any:
         if isinstance(value, Mapping) and "seconds" in value:
             # A measured speed in the key would make another artifact on every machine and every day.
-            raise ValueError("a budget is given in flops, for seconds mean another model on every machine: "
-                             "`cairn doctor` measures GFLOP/s; take seconds x that x 0.3")  # fmt: skip
+            what = "a budget is given in flops: seconds would mean another model on every machine"
+            raise Invalid(what, "take seconds x 0.3 x the FLOP/s of a matrix product, which `cairn doctor` measures")
         return value
 
 

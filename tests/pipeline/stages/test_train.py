@@ -139,6 +139,7 @@ def test_any_chosen_value_may_be_given(recipe):
     assert base("base.steps=null", "base.tokens=99").tokens == 99
     assert base("base.steps=null", "base.budget.flops=4e13").tokens > 1.5 * base("base.steps=null").tokens
     assert base("base.model.hidden_size=250").model.heads == 5, "what is not given follows from what is"
+    assert base("base.model.layers=3", "base.sequence_length=2048").model.context == 2048
     assert base("base.model.embedding_range=0.5").model.tied is False
     assert base("base.budget.vocab_size=400").budget.vocab_size == 400
 

@@ -67,7 +67,9 @@ class TrainConfig(Training):
             raise ValueError("a fresh model needs a tokenizer")
         if self.model is not None and self.budget is None:
             self.model.check()
-        if self.model is not None and self.sequence_length > self.model.context:
+        # A context that is left out beside a budget follows the sequences.
+        settled = self.model is not None and (self.budget is None or "context" in self.model.model_fields_set)
+        if self.model is not None and settled and self.sequence_length > self.model.context:
             raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
         names = [s.name for s in self.data]
         if len(set(names)) != len(names):
