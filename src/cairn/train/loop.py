@@ -29,8 +29,8 @@ from cairn.model import kernels
 from cairn.model.fused import fuse, join_weights, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
-from cairn.model.nf4 import count_weights
 from cairn.model.mup import scales_of
+from cairn.model.nf4 import count_weights
 from cairn.model.packing import probe, try_packing
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
