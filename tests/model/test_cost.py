@@ -1,0 +1,63 @@
+"""The calculator: its arithmetic, what grows with what, and the choice of blocks to compute again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from cairn.errors import UserError
+from cairn.model.config import ModelConfig, count_parameters
+from cairn.model.cost import Dimensions, Run, flops, memory, recomputed_blocks, traffic
+
+SEVEN = Dimensions(layers=32, hidden=4096, heads=32, kv_heads=32, head_size=128, intermediate=11008, vocabulary=32000)
+RUN = Run(tokens=4096, document=1024, precision="bfloat16", optimizer="adamw", device="cuda")
+
+
+def test_weights_are_counted_as_llama_has_them():
+    assert SEVEN.total == 6_738_415_616  # Touvron et al. 2023
+    for tied in (True, False):
+        shape = ModelConfig(hidden_size=64, layers=3, heads=4, kv_heads=2, intermediate_size=160, tied=tied)
+        ours = Dimensions.of(shape, vocabulary=500)
+        assert (ours.total, ours.multiplied) == count_parameters(shape, 500)
+
+
+def test_state_of_bf16_with_adamw_is_eighteen_bytes_and_more_a_weight():
+    found = memory(SEVEN, RUN)
+    assert found.weights + found.gradients + found.optimizer == pytest.approx(20 * SEVEN.total)
+    muon = memory(SEVEN, replace(RUN, optimizer="muon"))
+    assert found.optimizer > muon.optimizer > 0.5 * found.optimizer
+
+
+def test_slices_divide_the_state_and_nothing_else():
+    whole, eight = memory(SEVEN, RUN), memory(SEVEN, replace(RUN, ranks=8, sharding="full"))
+    assert eight.weights + eight.gradients + eight.optimizer == pytest.approx(16 * SEVEN.total / 8)
+    assert eight.activations == whole.activations
+    assert eight.exchange > 0
+    assert eight.peak < whole.peak / 3
+
+
+def test_the_fewest_blocks_are_computed_again_that_keep_the_budget():
+    run = replace(RUN, ranks=8, sharding="full", tokens=16384)
+    full, least = memory(SEVEN, run).peak, memory(SEVEN, replace(run, recomputed=32)).peak
+    assert least < 0.6 * full
+    assert recomputed_blocks(SEVEN, run, full) == 0
+    some = recomputed_blocks(SEVEN, run, (full + least) / 2)
+    assert 0 < some < 32
+    assert memory(SEVEN, replace(run, recomputed=some)).peak <= (full + least) / 2 < memory(SEVEN, replace(run, recomputed=some - 1)).peak
+    with pytest.raises(UserError, match=r"budget is 1\.0 GB"):
+        recomputed_blocks(SEVEN, run, 1e9)
+
+
+def test_operations_and_traffic():
+    assert flops(SEVEN, 1e6, document=0) == pytest.approx(6e6 * (SEVEN.total - 32000 * 4096))
+    assert 1.25 < flops(SEVEN, 1e6, document=1024, recomputed=32) / flops(SEVEN, 1e6, document=1024) < 1.34
+    assert traffic(SEVEN, RUN) == 0
+    assert traffic(SEVEN, replace(RUN, ranks=2)) == pytest.approx(4 * SEVEN.total)
+    assert traffic(SEVEN, replace(RUN, ranks=2, sharding="full", passes=3)) == pytest.approx(3 * 4 * SEVEN.total)
+
+
+def test_the_calculator_needs_no_torch():
+    subprocess.run([sys.executable, "-c", "import sys, cairn.model.cost; sys.exit('torch' in sys.modules)"], check=True)
