@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cairn.data.batches import PackedStream
+from cairn.data.batches import PackedStream, make_batch
 from cairn.data.encode import document
 from cairn.errors import UserError
 
@@ -102,3 +102,24 @@ def test_weights_and_sizes_are_checked():
         PackedStream([[]], [1], 0, 32, 4)
     with pytest.raises(UserError):
         PackedStream(make_sources([3]), [1], 0, 32, 0)
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40), parts=st.integers(1, 9), capacity=st.integers(60, 120))
+def test_divided_batches_hold_every_document_once_and_are_balanced(lengths, parts, capacity):
+    documents = [document([10 * i + k for k in range(n)], [int(k % 3 == 1) for k in range(n)]) for i, n in enumerate(lengths)]
+    batch = make_batch(documents, list(range(len(lengths))))
+    shares = batch.divide(parts)
+    assert len(shares) == parts
+    assert sorted(s for share in shares if share for s in share.sources) == batch.sources
+    assert sum(share.predicted for share in shares if share) == batch.predicted == sum(int(d.mask[1:].sum()) for d in documents)
+    tokens = [share.tokens if share else 0 for share in shares]
+    assert max(tokens) - min(tokens) <= max(lengths)
+    for share in filter(None, shares):
+        for part in share.split(capacity):
+            at = 0
+            for source, n in zip(part.sources, part.doc_lengths, strict=True):
+                assert part.ids[at : at + n].tolist() == documents[source].ids.tolist()
+                at += n
+    idle = batch.idle()
+    assert idle.tokens == min(lengths)
+    assert idle.targets == 0

@@ -12,8 +12,9 @@ found by walking lengths from the start, or taken from a checkpoint; both give t
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,18 +50,44 @@ class Batch:
         """Tokens that are targets."""
         return int(self.mask.sum())
 
+    @property
+    def predicted(self) -> int:
+        """Targets that something precedes in their document: what a loss is normalised by."""
+        return int((self.mask.astype(bool) & (self.position_ids > 0)).sum())
+
     def split(self, max_tokens: int) -> list[Batch]:
         """The same documents in parts of about `max_tokens` tokens (a document's length more at most), longest first: attention over
         documents that are alike in length is one batch. The order is fixed by their lengths and places."""
         if self.tokens <= max_tokens:
             return [self]
+        return [self._take(group) for group in _fill(self.doc_lengths, max_tokens)]
+
+    def divide(self, parts: int) -> list[Batch | None]:
+        """The same documents in exactly `parts` parts of nearly equal tokens, a function of their lengths; None is a part without any.
+
+        The longest document goes first, each to the part that holds least so far; inside a part they keep their order.
+        """
+        if parts == 1:
+            return [self]
+        groups: list[list[int]] = [[] for _ in range(parts)]
+        heap = [(0, part) for part in range(parts)]
+        for document in sorted(range(len(self.doc_lengths)), key=lambda d: (-self.doc_lengths[d], d)):
+            held, part = heap[0]
+            groups[part].append(document)
+            heapq.heapreplace(heap, (held + self.doc_lengths[document], part))
+        return [self._take(sorted(group)) if group else None for group in groups]
+
+    def idle(self) -> Batch:
+        """The shortest document without any target: a pass for a rank that has none left while the others still have one."""
+        shortest = self._take([min(range(len(self.doc_lengths)), key=self.doc_lengths.__getitem__)])
+        return replace(shortest, mask=np.zeros_like(shortest.mask))
+
+    def _take(self, documents: Sequence[int]) -> Batch:
+        """These documents, in this order."""
         ends = np.cumsum(self.doc_lengths)
-        parts = []
-        for group in _fill(self.doc_lengths, max_tokens):
-            places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in group])
-            lengths, sources, documents = ([every[d] for d in group] for every in (self.doc_lengths, self.sources, self.documents))
-            parts.append(Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources, documents))
-        return parts
+        places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in documents])
+        lengths, sources, numbers = ([every[d] for d in documents] for every in (self.doc_lengths, self.sources, self.documents))
+        return Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources, numbers)
 
 
 def _fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
