@@ -19,9 +19,18 @@ class UserError(Exception):
         remedy: what to do about it.
     """
 
+    status = 2
+    """The exit status of the command that meets it."""
+
     def __init__(self, what: str, *, where: str = "", remedy: str = "") -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__("\n".join(part for part in (what, where and f"  at: {where}", remedy and f"  do: {remedy}") if part))
+
+
+class Lost(UserError):
+    """A process or a machine that takes part went away. Nobody's mistake in what was asked for, so its status is 1."""
+
+    status = 1
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

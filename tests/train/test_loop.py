@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from cairn.data.encode import document
 from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
 from cairn.ledger.progress import Silent
+from cairn.model.cost import memory
+from cairn.model.recompute import blocks_of, dimensions_of
 from cairn.train import checkpoint
+from cairn.train.config import memory_run
 from cairn.train.loop import read_metrics
 
 from .conftest import documents
@@ -262,3 +266,24 @@ assert dynamo.counters["stats"]["unique_graphs"] == before, "a step was compiled
     for folder, until in (("whole", 12), ("cut", 5), ("cut", 12)):
         subprocess.run([sys.executable, "-c", script, str(tmp_path / folder), str(until)], cwd=root, check=True, timeout=250)
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()
+
+
+def test_blocks_computed_again_change_no_bit(tmp_path, make_trainer):
+    probe = make_trainer(tmp_path / "probe", precision="bfloat16", memory={"activation_checkpointing": "layers"})
+    sizes = dimensions_of(probe.model)
+    peaks = [memory(sizes, replace(memory_run(probe.config, sizes), recomputed=n)).peak for n in (1, 2)]
+    budget = (peaks[0] + 1) / 1e9
+    counts = []
+    for name, told in {"kept": {}, "some": {"budget_gb": budget}, "all": {"activation_checkpointing": "layers"}}.items():
+        trainer = make_trainer(tmp_path / name, steps=4, precision="bfloat16", memory=told)
+        counts.append(sum("forward" in vars(block) for block in blocks_of(trainer.model)))
+        trainer.resume()
+        trainer.run()
+    assert counts == [0, 1, 2]
+    assert losses(tmp_path / "all") == losses(tmp_path / "some") == losses(tmp_path / "kept")
+
+
+def test_a_budget_that_is_too_small_is_told_before_the_first_step(tmp_path, make_trainer):
+    with pytest.raises(UserError, match=r"needs 0\.\d GB at least") as caught:
+        make_trainer(tmp_path, memory={"budget_gb": 0.1})
+    assert caught.value.where == "memory.budget_gb"

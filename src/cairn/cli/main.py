@@ -191,7 +191,7 @@ def _report(error: Exception, debug: bool, words: list[str]) -> int:
         traceback.print_exception(error)
     if isinstance(error, UserError):
         _show_user_error(error)
-        return 2
+        return error.status
     line = f"cairn stopped on {type(error).__name__}: {error}".rstrip(": ")
     print(f"{line[:600]}\nThis is our mistake, not yours. Nothing that was finished is lost.", file=sys.stderr)
     if not debug:

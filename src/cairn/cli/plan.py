@@ -39,8 +39,8 @@ def command(
         print_json({"recipe": loaded.name, "store": str(place.root), "stages": [step.json() for step in steps]})
         return
     table = Table(title=f"recipe {loaded.name}, seed {loaded.seed}", title_justify="left")
-    for head in ("stage", "kind", "key", "status", "parameters", "tokens", "FLOPs", "disk", "time"):
-        table.add_column(head, justify="right" if head in ("parameters", "tokens", "FLOPs", "disk", "time") else "left")
+    for head in ("stage", "kind", "key", "status", "parameters", "tokens", "FLOPs", "memory", "disk", "time"):
+        table.add_column(head, justify="right" if head in ("parameters", "tokens", "FLOPs", "memory", "disk", "time") else "left")
     for step in steps:
         estimate, spec = step.estimate, step.node.spec
         status = step.status + (" (begun)" if step.begun else "")
@@ -52,6 +52,7 @@ def command(
             show_count(estimate.parameters),
             show_count(estimate.tokens),
             show_count(estimate.flops),
+            "–" if estimate.memory_bytes is None else show_bytes(estimate.memory_bytes),
             "–" if estimate.disk_bytes is None else show_bytes(estimate.disk_bytes),
             "–" if estimate.seconds is None else show_seconds(estimate.seconds),
         )

@@ -22,6 +22,7 @@ def command(
     set_: Set = None,
     until: Until = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin unfinished stages anew instead of resuming them.")] = False,
+    ranks: Annotated[int, typer.Option("--ranks", help="Divide each training over this many processes of this machine.")] = 1,
     json: Json = False,
 ) -> None:
     r"""Run a recipe: every stage whose artifact is not in the store yet.
@@ -32,6 +33,8 @@ def command(
     Examples:
         cairn run pebble
         cairn run my-recipe.yaml --set base.steps=100 --until base
+        cairn run my-recipe.yaml --ranks 2
+        torchrun --nproc-per-node 8 -m cairn run my-recipe.yaml
     """
     import time
 
@@ -52,7 +55,9 @@ def command(
         elif result.status == "ran":
             console.print(f"[bold]{name}[/] [green]done[/] in {show_seconds(result.seconds)}, digest {result.artifact.record.digest[:12]}")
 
-    result = run_recipe(loaded, place, until=until, fresh=fresh, progress=make_progress, on_stage=on_stage)
+    result = run_recipe(loaded, place, until=until, fresh=fresh, progress=make_progress, on_stage=on_stage, ranks=ranks)
+    if not result.stages:
+        return  # a rank that only takes part: rank 0 shows what became of the run
     if json:
         print_json(result.json())
         return

@@ -16,10 +16,11 @@ from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.record import Input, Record, hash_outputs, outputs_digest
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.check import check_rows
-from cairn.pipeline.keys import Node, config_value
+from cairn.pipeline.keys import Node, config_value, nodes
 from cairn.pipeline.plan import Step, make_plan, needed_bytes
 from cairn.pipeline.recipe import Recipe
 from cairn.pipeline.stage import Context, Stage
+from cairn.pipeline.team import Team, command_of
 
 FLOOR_BYTES = 32_000_000
 """Room that a run asks for whatever its stages say."""
@@ -73,6 +74,7 @@ def run_recipe(
     fresh: bool = False,
     progress: Callable[[str], Progress] = lambda title: Silent(),
     on_stage: Callable[[Step, StageResult | None], None] = lambda step, result: None,
+    ranks: int = 1,
 ) -> RunResult:
     """Run a recipe.
 
@@ -83,10 +85,49 @@ def run_recipe(
         fresh: begin stages anew instead of resuming their drafts.
         progress: makes the progress display of a stage out of a title.
         on_stage: called with None before a stage that is to run, and with the result after each stage.
+        ranks: processes that a training is divided over, on this machine. Under torchrun its own count holds, and this process may be
+            a rank that only takes part: it writes nothing and its result is empty.
 
     Raises:
         UserError: anything that the user can mend; what was done until then is kept.
     """
+    team = Team(ranks, command_of(recipe.command, store.root, until))
+    if team.follows:
+        return _follow(recipe, store, until, team)
+    try:
+        return _lead(recipe, store, until, fresh, progress, on_stage, team)
+    finally:
+        team.close()
+
+
+def _follow(recipe: Recipe, store: Store, until: str | None, team: Team) -> RunResult:
+    """A rank other than 0: run the stages that rank 0 calls, and write nothing."""
+    known = {node.name: node for node in nodes(recipe, store, until)}
+    for call in team.calls():
+        node = known.get(call["name"])
+        if node is None or node.key != call["key"]:
+            what = f"this rank knows the stage '{call['name']}' by another key than rank 0: its recipe, its data or its code differ"
+            raise UserError(what, remedy="give all ranks the same files and the same version")
+        inputs = {name: Artifact(store.artifacts / key) for name, key in node.inputs.items()}
+        context = Context(
+            config=node.spec.config, seed=recipe.seed, inputs=inputs, draft=Path(call["draft"]), store=store,
+            name=node.name, recipe=recipe.name, command=recipe.command, names=node.names, key=node.key, team=team,
+        )  # fmt: skip
+        with store.guard(), team.quietly():
+            node.spec.stage.run(context)
+    return RunResult(recipe.name)
+
+
+def _lead(
+    recipe: Recipe,
+    store: Store,
+    until: str | None,
+    fresh: bool,
+    progress: Callable[[str], Progress],
+    on_stage: Callable[[Step, StageResult | None], None],
+    team: Team,
+) -> RunResult:
+    """Rank 0, or the only process."""
     steps = make_plan(recipe, store, until)
     todo = [step.node for step in steps if step.artifact is None]
     if todo:
@@ -102,7 +143,7 @@ def run_recipe(
             on_stage(step, None)
             inputs = {name: artifacts[name] for name in node.inputs}
             _check_inputs(inputs, checked)
-            artifact, ran = _run_stage(recipe, node, store, inputs, fresh, progress)
+            artifact, ran = _run_stage(recipe, node, store, inputs, fresh, progress, team)
         artifacts[node.name] = artifact
         with store.guard():
             store.name(recipe.name, node.name, node.key)
@@ -129,7 +170,13 @@ def _check_inputs(inputs: dict[str, Artifact], checked: set[str]) -> None:
 
 
 def _run_stage(
-    recipe: Recipe, node: Node, store: Store, inputs: dict[str, Artifact], fresh: bool, progress: Callable[[str], Progress]
+    recipe: Recipe,
+    node: Node,
+    store: Store,
+    inputs: dict[str, Artifact],
+    fresh: bool,
+    progress: Callable[[str], Progress],
+    team: Team,
 ) -> tuple[Artifact, bool]:
     """The stage's artifact, and whether it was this process that made it."""
     display = progress(node.name)
@@ -148,7 +195,7 @@ def _run_stage(
                 display.note("resuming what an earlier run has begun")
             context = Context(
                 config=node.spec.config, seed=recipe.seed, inputs=inputs, draft=draft, store=store, progress=display,
-                name=node.name, recipe=recipe.name, command=recipe.command, names=node.names,
+                name=node.name, recipe=recipe.name, command=recipe.command, names=node.names, key=node.key, team=team,
             )  # fmt: skip
             started, began = datetime.now(UTC), time.monotonic()
             metrics = node.spec.stage.run(context) or {}

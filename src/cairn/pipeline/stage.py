@@ -45,8 +45,22 @@ class Context:
     """The command that runs the recipe, to be shown to readers. Only stages that say `shows_names` may write it."""
     names: Mapping[str, str] = field(default_factory=dict)
     """{key: stage's name in the recipe} of all that comes before it, for stages that say `shows_names`."""
+    key: str = ""
+    """The artifact's key; empty in a replay."""
+    team: Any = None
+    """The processes that run the stage together (`cairn.pipeline.team.Team`); None for this one alone."""
     recorded: Artifact | None = None
     """In a replay, the artifact that is checked."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process alone writes into the draft: rank 0, or the only one."""
+        return self.team is None or not self.team.follows
+
+    @property
+    def several(self) -> bool:
+        """Whether other ranks take part."""
+        return self.team is not None and self.team.several
 
     def place(self, source: Any) -> Path:
         """Where a source's rows lie: the user's file (`path`), or a file of the stage that wrote them (`stage`, `file`)."""
@@ -65,6 +79,8 @@ class Estimate:
     """Floating-point operations."""
     disk_bytes: int | None = None
     """Largest size of its draft."""
+    memory_bytes: int | None = None
+    """Peak memory of the process, or of each rank's device."""
     seconds: float | None = None
     """Time on this machine."""
 

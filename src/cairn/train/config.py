@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cairn.config import Config, checked
 from cairn.errors import UserError, did_you_mean
+from cairn.model.cost import Dimensions, Run, memory, recomputed_blocks
 
 
 def check_objective(name: str) -> None:
@@ -167,6 +169,27 @@ class WatchConfig(Config):
         return "off" if value is False else value
 
 
+class MemoryConfig(Config):
+    """How a training fits into memory. No part of the stage's key: like the number of ranks, it changes nothing but rounding."""
+
+    sharding: Literal["auto", "replicate", "full"] = "auto"
+    """Where weights, gradients and optimiser state lie when several ranks train. replicate: whole on each. full: a slice on each (FSDP2),
+    for models that one device cannot hold. auto: replicate on CPU, and on a GPU if the predicted memory of a replica is at most 80 % of
+    the device's; full else."""
+    activation_checkpointing: Literal["off", "layers", "auto"] = "auto"
+    """Whether blocks compute their activations again in the backward instead of keeping them: off, all (layers: about a third more
+    operations), or as many as `budget_gb` asks for (auto). The numbers stay the same bits."""
+    budget_gb: float | None = Field(default=None, gt=0)
+    """With auto: the most memory that a rank may take, in 10^9 bytes, by the prediction of `cairn plan`. None: 90 % of a GPU's, and no
+    limit on CPU."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
+
+
 class Training(Config):
     """Everything about training but where model, tokenizer and rows come from."""
 
@@ -181,7 +204,8 @@ class Training(Config):
     batch_sequences: int = Field(default=16, gt=0)
     """Packs in a micro-batch."""
     accumulate: int = Field(default=1, gt=0)
-    """Micro-batches in a step; the loss is normalised by the supervised tokens of them all."""
+    """Micro-batches in a step, over all ranks: more ranks make fewer each, not a larger step. The loss is normalised by the supervised
+    tokens of them all."""
     overlong: Literal["truncate", "drop", "split"] = "truncate"
     """A row longer than `sequence_length`: truncate (a dialogue at a turn's border, a text split), drop, or split (texts only). Counted."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -201,6 +225,7 @@ class Training(Config):
     """An average of the weights, kept in fp32 and in checkpoints; None: none."""
     checkpoints: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = Field(default=WatchConfig(), exclude=True)
+    memory: MemoryConfig = Field(default=MemoryConfig(), exclude=True)
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -251,3 +276,39 @@ class Training(Config):
     def checkpoint_bytes(self) -> float:
         """Bytes of a checkpoint per parameter, as if all were AdamW's: weights, two moments, and the average."""
         return (2 if self.pure else 4) + (2.1 if self.optimizer.state == "int8" else 8) + (4 if self.ema else 0)
+
+
+def memory_run(
+    config: Training, model: Dimensions, *, ranks: int = 1, device: str = "cpu", device_bytes: float | None = None, fused: bool = True
+) -> Run:
+    """How a training is laid out in memory, by the rules of `MemoryConfig`: the same on every machine with the same device.
+
+    Args:
+        config: the training.
+        model: its model's sizes.
+        ranks: how many train.
+        device: cpu or cuda.
+        device_bytes: a GPU's memory; None sets no limit.
+        fused: whether the blocks train in fused forms.
+
+    Raises:
+        UserError: the budget is too small.
+    """
+    told = config.memory
+    run = Run(
+        # Documents are shorter than their limit, and only attention's small share depends on their length.
+        tokens=config.sequence_length * config.batch_sequences, document=config.sequence_length / 4, precision=config.precision,
+        coded=config.optimizer.state != "float32", average=config.ema is not None,
+        passes=-(-config.accumulate // ranks), optimizer=config.optimizer.kind, ranks=ranks, device=device, fused=fused,
+    )  # fmt: skip
+    sharding = told.sharding
+    if sharding == "auto":
+        fits = device_bytes is None or ranks == 1 or memory(model, run).peak <= 0.8 * device_bytes
+        sharding = "replicate" if fits else "full"
+    run = replace(run, sharding=sharding)
+    if told.activation_checkpointing == "layers":
+        return replace(run, recomputed=model.layers)
+    budget = told.budget_gb * 1e9 if told.budget_gb is not None else 0.9 * device_bytes if device_bytes is not None else None
+    if told.activation_checkpointing == "off" or budget is None:
+        return run
+    return replace(run, recomputed=recomputed_blocks(model, run, budget))

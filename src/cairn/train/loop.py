@@ -11,7 +11,8 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +27,24 @@ from cairn.ledger import seeds
 from cairn.ledger.progress import Progress
 from cairn.ledger.store import show_bytes, write_atomically
 from cairn.model import kernels
-from cairn.model.fused import fuse, join_weights, restore
+from cairn.model.fused import fuse, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.mup import scales_of
 from cairn.model.nf4 import count_weights
 from cairn.model.packing import probe, try_packing
+from cairn.model.recompute import keep_all, recompute
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
 from cairn.train.config import COMPILE_FLOPS, Training
 from cairn.train.ema import Average, is_average
 from cairn.train.forward import TorchBatch
-from cairn.train.masters import Masters, clip_gradients, is_plain
+from cairn.train.masters import clip_gradients
 from cairn.train.objectives import load_objective
 from cairn.train.optim import Optimizer, embedding_names
+from cairn.train.ranks import ALONE, Ranks
 from cairn.train.schedule import factor
+from cairn.train.sharding import fit, lay_out
 from cairn.train.watch import Origins, Tally, Watch, Work, stop_not_finite, stop_without_targets
 
 
@@ -73,19 +77,19 @@ class Trainer:
         config: how to train.
         folder: where `metrics.jsonl`, `checkpoints/`, `resume/` and `logs/` are written; what lies there is resumed.
         progress: who is told.
-        device: where it runs.
+        ranks: the processes that train together. Each makes the same calls; rank 0 alone writes.
         seed: of what is drawn in training itself: a model's dropout, and roundings by chance.
         origins: names of sources and rows, for lines and messages.
     """
 
     def __init__(
-        self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, device: str = "cpu", seed: int = 0,
+        self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, ranks: Ranks = ALONE, seed: int = 0,
         origins: Origins | None = None,
     ) -> None:  # fmt: skip
         self.seed = seed
-        self.config, self.folder, self.progress, self.device = config, folder, progress, device
+        self.config, self.folder, self.progress, self.ranks, self.device = config, folder, progress, ranks, ranks.device
         self.origins = origins or Origins()
-        self.model = model.to(device).train()
+        self.model = model.to(self.device).train()
         self.stream, self.total = stream, config.total_steps
         self.objective = load_objective(config.objective)
         if not head_agrees(self.model.eval()):
@@ -102,18 +106,25 @@ class Trainer:
             progress.note(f"'{model.config.model_type}' {verdict.note}")
         fused = fuse(self.model, probe) if self.packed else []
         self.model.train()
-        self.masters = Masters(self.model, dtype_of(config.compute), pure=config.pure)
+        embeddings, scales = embedding_names(self.model), scales_of(self.model)
+        layout = fit(config, self.model, ranks, fused="feed-forward" in fused)
+        if layout.recomputed:
+            recompute(self.model, layout.recomputed)
+            progress.note(f"{layout.recomputed} blocks compute their activations again in the backward, to stay within memory")
+        self.sharding = lay_out(self.model, self.objective, ranks, config, layout.sharding)
+        self.masters = self.sharding.masters
         if fused:
-            join_weights(self.model)
+            self.sharding.join_weights()
         self.compiled = bool(fused) and self._pays_to_compile()
         if self.compiled:
             self._compile()
-        scales = scales_of(self.model)
-        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embedding_names(self.model), seed=seed, scales=scales)
+        spread = self.sharding.spread
+        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embeddings, seed=seed, scales=scales, spread=spread)
         if config.optimizer.state != "float32":
             sizes = [show_bytes(self.optimizer.planned_bytes(coded=coded)) for coded in (True, False)]
             progress.note(f"optimiser states take {sizes[0]} in {config.optimizer.state}, and would take {sizes[1]} in float32")
         self.average = Average(config.ema) if config.ema is not None else None
+        self.last_save, self.save_due = time.monotonic(), False
         self.step, self.seen = 0, {"tokens": 0, "supervised_tokens": 0}
         self.writer = checkpoint.Writer(folder / "metrics.jsonl")
         self.watch: Watch | None = None
@@ -141,7 +152,7 @@ class Trainer:
         lengths = [length - i % 3 for i in range(count)]
         batch = make_batch([Encoded(ids[:n], np.ones(n, np.uint8)) for n in lengths], [0] * count)
         with kernels.compiled(True):
-            self.objective.loss(self.model, TorchBatch.of(batch, self.device, packed=True)).total.backward()
+            self.sharding.loss(TorchBatch.of(batch, self.device, packed=True)).total.backward()
         self.model.zero_grad()
         self.progress.note(f"formulas compiled in {time.monotonic() - begun:.0f} s")
 
@@ -149,19 +160,27 @@ class Trainer:
 
     def resume(self) -> int:
         """Go on from the latest checkpoint in the folder, if there is one; returns the step."""
+        lines = self._metric_lines()
+        latest = self.ranks.agree(self._latest() if self.ranks.first else None)
+        if latest is not None:
+            self.restore(checkpoint.load(Path(latest)))
+        if len(lines) < self.step:
+            raise UserError("the draft's metrics are shorter than its checkpoint", where=str(self.folder), remedy="delete this draft")
+        # Only when all have read what is there.
+        self.ranks.barrier()
+        if self.ranks.first:
+            # Never truncated in place: a kill between that and the writing would leave a checkpoint without its lines.
+            write_atomically(self.folder / "metrics.jsonl", "".join(lines[: self.step]))
+        return self.step
+
+    def _latest(self) -> str | None:
+        """The folder of the latest usable checkpoint; what a kill left over is deleted."""
         places = [self.folder / where for where in ("resume", "checkpoints")]
         for place, keep in zip(places, (1, self.config.checkpoints.keep), strict=True):
             # A kill between a save and its clean-up would leave one checkpoint more than an undisturbed run keeps.
             checkpoint.retain(place, keep)
         usable = [(s, place / checkpoint.name_of(s)) for place in places for s in checkpoint.steps_in(place) if s <= self.total]
-        if usable:
-            self.restore(checkpoint.load(max(usable)[1]))
-        lines = self._metric_lines()
-        if len(lines) < self.step:
-            raise UserError("the draft's metrics are shorter than its checkpoint", where=str(self.folder), remedy="delete this draft")
-        # Never truncated in place: a kill between that and the writing would leave a checkpoint without its lines.
-        write_atomically(self.folder / "metrics.jsonl", "".join(lines[: self.step]))
-        return self.step
+        return str(max(usable)[1]) if usable else None
 
     def restore(self, state: checkpoint.State) -> None:
         """Take over a checkpoint's state.
@@ -169,28 +188,30 @@ class Trainer:
         Raises:
             UserError: it is of another shape than this model.
         """
-        for name, tensor in self.masters.named.items():
+        for name, shape in self.sharding.shapes().items():
             saved = state.weights.get(name)
-            if saved is None or saved.shape != tensor.shape:
-                shape = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
-                what = f"the checkpoint's weight '{name}' is {shape}, the model's is {tuple(tensor.shape)}"
+            if saved is None or tuple(saved.shape) != shape:
+                found = "missing" if saved is None else f"of shape {tuple(saved.shape)}"
+                what = f"the checkpoint's weight '{name}' is {found}, the model's is {shape}"
                 raise UserError(what, remedy="give a checkpoint of this model")
         owners = {*state.weights, *(path.rsplit("/", 1)[0] for path in state.optimizer)}
         strange = sorted(owners - set(self.masters.named))
         if strange:
             what = f"the checkpoint has '{strange[0]}', which the model has not ({len(strange)} such weights)"
             raise UserError(what, remedy="give a checkpoint of this model")
-        self.masters.load(state.weights)
-        self.optimizer.load({path: value for path, value in state.optimizer.items() if not is_average(path)})
+        self.masters.load(self.sharding.own(state.weights))
+        kept = self.sharding.own(state.optimizer)
+        self.optimizer.load({path: value for path, value in kept.items() if not is_average(path)})
         if self.average is not None:
-            self.average.load(state.optimizer, int(state.place["step"]))
+            self.average.load(kept, int(state.place["step"]))
         self.stream.restore(state.place["stream"])
         self.step, self.seen = int(state.place["step"]), dict(state.place["seen"])
 
     def state(self) -> checkpoint.State:
+        """What a checkpoint holds. All ranks must ask; it is whole on rank 0."""
         place = {"step": self.step, "seen": self.seen, "stream": self.stream.state()}
         kept = self.optimizer.state() | (self.average.state() if self.average is not None else {})
-        return checkpoint.State(dict(self.masters.named), kept, place)
+        return checkpoint.State(self.sharding.gather(dict(self.masters.named)), self.sharding.gather(kept), place)
 
     def _metric_lines(self) -> list[str]:
         path = self.folder / "metrics.jsonl"
@@ -211,20 +232,19 @@ class Trainer:
             UserError: a loss that is not finite, or a step without any supervised token.
         """
         until = self.total if until is None else until
-        keep, last_save = self.config.checkpoints, time.monotonic()
-        losses = [json.loads(line)["loss"] for line in self._metric_lines()]
-        work, steps = Work.of(self.model, self.config.compute), (self.step, until)
-        self.watch = Watch(self.folder, self.config.watch, self.origins, self.progress, work, steps, losses)
-        with self.watch, checkpoint.closing(self.writer):
+        keep, self.last_save = self.config.checkpoints, time.monotonic()
+        losses = [json.loads(line)["loss"] for line in self._metric_lines()[: self.step]]
+        with self._watching(until, losses), checkpoint.closing(self.writer):
             while self.step < until:
                 self.writer.check()
                 line = self.one_step()
+                self.ranks.stepped()
                 losses.append(line["loss"])
                 if keep.every and self.step % keep.every == 0 and self.step < self.total:
-                    self._save(self.watch, "checkpoints", keep.keep)
-                elif self.step < until and not self.writer.busy() and time.monotonic() - last_save >= self.writer.rest(keep.resume_seconds):
-                    self._save(self.watch, "resume", 1)
-                    last_save = time.monotonic()
+                    self._save("checkpoints", keep.keep)
+                elif self.step < until and self.save_due:
+                    self._save("resume", 1)
+                    self.last_save = time.monotonic()
         self.watch = None
         tail = losses[-max(1, len(losses) // 20) :]
         figures = {"final_loss": losses[-1], "mean_loss_last_5_percent": sum(tail) / len(tail)}
@@ -232,14 +252,27 @@ class Trainer:
 
     def needed_bytes(self) -> int:
         """Disk that the checkpoints still to come and the final model take, from the parameters: the optimiser's state is made later."""
-        one = self.config.checkpoint_bytes * sum(p.numel() for p in self.masters.named.values())
+        one = self.config.checkpoint_bytes * sum(map(math.prod, self.sharding.shapes().values()))
         # The model is saved in fp32, frozen weights included.
         return checkpoint.planned_bytes(self.folder, round(one), self.config.kept_checkpoints) + 4 * count_weights(self.model)
 
-    def _save(self, watch: Watch, place: str, keep: int) -> None:
-        # The checkpoint must not be ahead of the metrics: after a kill the lines up to its step have to be there.
-        watch.flush()
-        self.writer.save(self.folder / place, self.step, self.state(), keep)
+    def _watching(self, until: int, losses: list[float]) -> AbstractContextManager[Any]:
+        """The watch over this run's steps, on rank 0."""
+        if not self.ranks.first:
+            return nullcontext()
+        work = Work.of(self.model, self.config.compute)
+        # Measured with this rank's threads, on its device; the tokens are those of all.
+        work = replace(work, rate=work.rate * self.ranks.world)
+        self.watch = Watch(self.folder, self.config.watch, self.origins, self.progress, work, (self.step, until), losses[:])
+        return self.watch
+
+    def _save(self, place: str, keep: int) -> None:
+        state = self.state()
+        if self.watch is not None:
+            with self.ranks.busy():
+                # The checkpoint must not be ahead of the metrics: after a kill the lines up to its step have to be there.
+                self.watch.flush()
+                self.writer.save(self.folder / place, self.step, state, keep)
 
     def one_step(self) -> dict[str, Any]:
         """One optimiser step; returns its line of metrics."""
@@ -250,23 +283,30 @@ class Trainer:
         begun, tally = time.monotonic(), Tally()
         whole = next(self.stream)
         capacity = self.config.sequence_length * self.config.batch_sequences
-        parts = whole.split(capacity)
-        batches = [TorchBatch.of(b, self.device, packed=self.packed) for b in parts]
-        supervised = sum(int(b.predict_N.numel()) for b in batches)
+        parts, idle = self.ranks.share(whole, capacity, even=self.sharding.even)
+        batches = [TorchBatch.of(b, self.device, packed=self.packed) for b in (*parts, *idle)]
+        # Of the whole step: every rank has read it, so nobody needs to ask.
+        supervised = whole.predicted
         if supervised == 0:
-            for part, batch in zip(parts, batches, strict=True):
+            for part, batch in zip(parts, batches, strict=False):
                 tally.add(part, batch)
             raise stop_without_targets(self.step + 1, tally, self.origins)
         total = 0.0
-        for number, (part, batch) in enumerate(zip(parts, batches, strict=True)):
-            with _drawing(seeds.seed(self.seed, f"dropout/{number}", self.step), self.device):
-                loss = self.objective.loss(self.model, batch)
-                # Divided by the count of the whole step, so that accumulation changes nothing but rounding.
+        for number, batch in enumerate(batches):
+            # Of a rank's own: two ranks must not drop the same places. The first rank draws as a single process does.
+            stream = f"dropout/{number}" if self.ranks.first else f"dropout/{self.ranks.rank}.{number}"
+            with _drawing(seeds.seed(self.seed, stream, self.step), self.device):
+                loss = self.sharding.loss(batch)
+                # Divided by the count of the whole step, so that accumulation and ranks change nothing but rounding.
                 (loss.total / supervised).backward()
-            self.masters.collect()
+            self.sharding.collect()
             total += float(loss.total.detach())
-            tally.add(part, batch, loss)
-        norm, mean = clip_gradients(self.masters.named, self.config.clip), total / supervised
+            if number < len(parts):
+                tally.add(parts[number], batch, loss)
+        # When to save is rank 0's clock to say: two clocks would part, and one rank wait in a save for the other.
+        total, due = self.sharding.add_up([total, float(self._is_late())])
+        self.save_due, tally = bool(due), Tally.merged(self.ranks.collect(tally))
+        norm, mean = clip_gradients(self.masters.named, self.config.clip, self.sharding.total_square), total / supervised
         if not math.isfinite(total) or not math.isfinite(norm):
             raise stop_not_finite(self.step + 1, mean, norm, tally, self.origins, self.masters.named.items())
         if self.watch is not None:
@@ -275,8 +315,7 @@ class Trainer:
         # From here on weights move: a checkpoint that is still being written keeps the old ones.
         self.writer.release()
         self.optimizer.step(rate, self.step)
-        self.masters.publish()
-        self.masters.clear()
+        self.sharding.publish()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step, self.masters.named)
@@ -290,23 +329,22 @@ class Trainer:
             self.watch.tell(line, tally, time.monotonic() - begun)
         return line
 
+    def _is_late(self) -> bool:
+        """Whether a resume point is due; rank 0 knows."""
+        waited, seconds = time.monotonic() - self.last_save, self.config.checkpoints.resume_seconds
+        return self.ranks.first and not self.writer.busy() and waited >= self.writer.rest(seconds)
+
     def finished_weights(self, *, last: bool = False) -> dict[str, Tensor]:
         """What was trained, by name: the average where one is kept, unless the last weights are asked for."""
         return self.masters.named if last or self.average is None else self.average.named
 
     def finished_model(self, *, last: bool = False) -> Any:
-        """The model with its `finished_weights` in fp32, ready to be saved."""
-        weights = self.finished_weights(last=last)
-        for name, p in self.model.named_parameters():
-            if name in weights:
-                # A copy, for the weights that compute may be the very ones that are moved.
-                p.data = weights[name].detach().float().clone()
-            elif is_plain(p):
-                p.data = p.data.float()
+        """The model with its `finished_weights` in fp32, ready to be saved on rank 0. All ranks must ask."""
         restore(self.model)
+        keep_all(self.model)
         if self.packed:
             self.model.set_attn_implementation(self.plain_attention)
-        return self.model.cpu().eval()
+        return self.sharding.finished(self.finished_weights(last=last))
 
 
 def _switch_off_dropout(model: Any) -> bool:

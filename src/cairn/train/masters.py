@@ -6,6 +6,8 @@ with pure bf16, the weights that compute are the ones that are moved.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,11 +77,16 @@ class Masters:
             tensor.grad = None
 
 
-def clip_gradients(named: dict[str, Tensor], limit: float) -> float:
-    """Scale all gradients so that their common norm is at most `limit` (0: only measure). Returns the norm before."""
+def clip_gradients(named: dict[str, Tensor], limit: float, total_square: Callable[[float], float] | None = None) -> float:
+    """Scale all gradients so that their common norm is at most `limit` (0: only measure). Returns the norm before.
+
+    `total_square` gives the squared norm over all ranks from that of this rank's, where they hold different parts.
+    """
     grads = [p.grad for p in named.values() if p.grad is not None]
     # The sum is fp32 for gradients of bf16 too, whose norms would be rounded to three digits.
     total = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads])))
+    if total_square is not None:
+        total = math.sqrt(total_square(total * total))
     if limit > 0 and total > limit:
         torch._foreach_mul_(grads, limit / (total + 1e-6))
     return total

@@ -19,6 +19,21 @@ STACK = 1 << 22
 """Elements that go through the rounds at once: enough to fill matrix products, and not a second copy of a large model."""
 
 
+class Spread:
+    """Where matrices are: whole, and all here. Ranks that divide them, or the work, say otherwise (sharding.py)."""
+
+    world = 1
+    """How many ranks divide the work."""
+
+    def shape(self, p: Tensor) -> tuple[int, ...]:
+        """The shape of the whole matrix that `p` is, or is a slice of."""
+        return tuple(p.shape)
+
+    def orthogonalise(self, updates: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Updates of one whole `shape` made orthogonal, stacked; of slices their slices."""
+        return orthogonalise(torch.stack(updates))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): momentum, then the update's matrix made nearly orthogonal by five Newton-Schulz rounds.
 
@@ -30,11 +45,14 @@ class Muon(torch.optim.Optimizer):
         momentum: of the average of gradients.
         draws: seeds of roundings, for bf16 weights and coded states.
         coded: keep the momentum in 8 bits.
+        spread: where the matrices are.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float, draws: Draws, *, coded: bool = False) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], momentum: float, draws: Draws, *, coded: bool = False, spread: Spread | None = None
+    ) -> None:
         super().__init__(groups, {"lr": 0.0})
-        self.momentum, self.draws, self.coded = momentum, draws, coded
+        self.momentum, self.draws, self.coded, self.spread = momentum, draws, coded, spread or Spread()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -42,12 +60,13 @@ class Muon(torch.optim.Optimizer):
             shapes: dict[tuple[int, ...], list[Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes.setdefault(tuple(p.shape), []).append(p)
+                    shapes.setdefault(self.spread.shape(p), []).append(p)
             for shape, params in shapes.items():
-                count = max(1, STACK // math.prod(shape))
+                count = max(1, STACK // math.prod(shape)) * self.spread.world
                 for at in range(0, len(params), count):
                     some = params[at : at + count]
-                    self.move(some, orthogonalise(torch.stack(self.directions(some))), group["lr"], group["weight_decay"])
+                    updates = self.spread.orthogonalise(self.directions(some), shape)
+                    self.move(some, updates, group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])), group["lr"] * group["weight_decay"])
 
     def directions(self, params: list[Tensor]) -> list[Tensor]:
         """Nesterov's look-ahead on each weight's momentum, in fp32; moves the momentum on."""
@@ -58,13 +77,12 @@ class Muon(torch.optim.Optimizer):
             blocks.write(self.state[p], "momentum", average, blocks.MOMENT if self.coded else None, self.draws.seed(p, "momentum"))
         return list(torch._foreach_lerp(grads, averages, self.momentum))
 
-    def move(self, params: list[Tensor], updates_NRC: Tensor, lr: float, weight_decay: float) -> None:
-        """Decay the weights and take the scaled updates off them."""
-        scale = lr * math.sqrt(max(1.0, updates_NRC.shape[1] / updates_NRC.shape[2]))
+    def move(self, params: list[Tensor], updates_NRC: Tensor, scale: float, decay: float) -> None:
+        """Take a share `decay` off the weights, and `scale` times the updates."""
         for p, update in zip(params, updates_NRC, strict=True):
             weight = p if p.dtype == torch.float32 else p.float()
-            if weight_decay:
-                weight.mul_(1.0 - lr * weight_decay)
+            if decay:
+                weight.mul_(1.0 - decay)
             weight.add_(update, alpha=-scale)
             if weight is not p:
                 p.copy_(round_to_bf16(weight, self.draws.seed(p, "weight")))

@@ -15,7 +15,7 @@ from cairn.model.mup import Scale
 from cairn.train import blocks
 from cairn.train.adamw import AdamW
 from cairn.train.config import GroupConfig, OptimizerConfig
-from cairn.train.muon import Muon
+from cairn.train.muon import Muon, Spread
 from cairn.train.rounding import Draws
 
 
@@ -70,6 +70,7 @@ class Optimizer:
         head: name of the output head; the same where the two are tied.
         seed: of the roundings by chance, for 8-bit states and bf16 weights.
         scales: factors of the rates by name, such as muP's; a weight that is not named has its plain rate.
+        spread: where Muon's matrices are, if not whole and all here.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Optimizer:
         head: str | None,
         seed: int = 0,
         scales: Mapping[str, Scale] | None = None,
+        spread: Spread | None = None,
     ) -> None:
         check_groups(config.groups, list(named))
         self.config = config
@@ -98,7 +100,7 @@ class Optimizer:
         if adam:
             self._parts.append(self._adamw(_groups(adam)))
         if muon:
-            self._parts.append(Muon(_groups(muon), config.momentum, self._draws, coded=self._coded))
+            self._parts.append(Muon(_groups(muon), config.momentum, self._draws, coded=self._coded, spread=spread))
 
     def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """torch's own, which is fused, where it does what is asked for."""

@@ -94,6 +94,19 @@ class Tally:
         for name, value in (loss.metrics if loss is not None else {}).items():
             self.metrics[name] = self.metrics.get(name, 0.0) + float(value)
 
+    @staticmethod
+    def merged(parts: Sequence[Tally]) -> Tally:
+        """The tally of a whole step out of those of its ranks."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = Tally()
+        for part in parts:
+            for name in ("sources", "documents", "tokens", "targets", "nll"):
+                getattr(whole, name).extend(getattr(part, name))
+            for name, value in part.metrics.items():
+                whole.metrics[name] = whole.metrics.get(name, 0.0) + value
+        return whole
+
     def line(self, origins: Origins) -> dict[str, Any]:
         """`{"sources": {name: {"loss"?, "tokens", "supervised_tokens"}}, "objective"?: {…}}`: losses are means over a source's targets."""
         count = max(self.sources) + 1

@@ -6,11 +6,13 @@ the former are averages and both are asked for), `metrics.jsonl`, `mix.json` (th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import shutil
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +33,7 @@ from cairn.train.config import Training
 
 if TYPE_CHECKING:
     from cairn.train.loop import Trainer
+    from cairn.train.ranks import Ranks
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_format.yaml", "chat_template.jinja", "special_tokens_map.json")
 
@@ -102,8 +105,31 @@ class TrainConfig(Training):
             chosen = resolve(self.budget, given, vocab, self.sequence_length)
         except ValueError as error:
             raise UserError(str(error), where="budget.flops", remedy="give another budget, or the sizes one by one") from None
-        whole = {**self.model_dump(), **chosen, "budget": {**self.budget.model_dump(), "vocab_size": vocab}}
+        # What is no part of the key is left out of a dump; it was asked for all the same.
+        resuming = {**self.checkpoints.model_dump(), "resume_seconds": self.checkpoints.resume_seconds}
+        unkeyed = {"watch": self.watch.model_dump(), "memory": self.memory.model_dump(), "checkpoints": resuming}
+        whole = {**self.model_dump(), **unkeyed, **chosen, "budget": {**self.budget.model_dump(), "vocab_size": vocab}}
         return build(type(self), whole, where="budget")
+
+
+@dataclass
+class _Parts:
+    """What a training is built from."""
+
+    folder: Path
+    """The tokenizer's."""
+    renderer: Any
+    model: Any
+    adapted: Any
+    """The adapter, or None."""
+    encoded: list[list[Any]]
+    """Documents of each source."""
+    origins: Any
+    """Where they came from; without rows on a rank that read prepared documents."""
+    counters: dict[str, Any]
+    """What became of the rows of each source; empty on such a rank."""
+    parameters: int
+    trained: int
 
 
 @register
@@ -130,18 +156,23 @@ class Train(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         if context.config.watch.tensorboard:
             require_tensorboard()
-        trainer, prepared = self._prepare(context)
-        context.store.test_save(trainer.needed_bytes())
-        resumed = trainer.resume()
-        if resumed:
-            context.progress.note(f"goes on from step {resumed}")
-        figures = trainer.run()
-        save = self._save_model if prepared["adapted"] is None else self._save_adapter
-        figures |= save(context, trainer, prepared)
-        counts = {name: prepared[name] for name in ("parameters", "trained_parameters")}
+        if context.several:
+            context.team.summon(context.draft / "logs")
+        parts = self._prepare(context)
+        with _together(context) as ranks:
+            trainer = self._trainer(context, parts, ranks)
+            if context.first:
+                context.store.test_save(trainer.needed_bytes())
+            resumed = trainer.resume()
+            if resumed:
+                context.progress.note(f"goes on from step {resumed}")
+            figures = trainer.run()
+            save = self._save_model if parts.adapted is None else self._save_adapter
+            figures |= save(context, trainer, parts)
+        counts = {"parameters": parts.parameters, "trained_parameters": parts.trained}
         # Frozen weights take no product for a gradient of their own: four operations a token instead of six.
-        flops = (4.0 * counts["parameters"] + 2.0 * counts["trained_parameters"]) * figures["tokens"]
-        return {**figures, **counts, "flops": flops, "sources": prepared["counters"]}
+        flops = (4.0 * parts.parameters + 2.0 * parts.trained) * figures["tokens"]
+        return {**figures, **counts, "flops": flops, "sources": parts.counters}
 
     def replay_interval(self, context: Context, a: int, b: int) -> list[dict[str, str]]:
         """Train again from the recorded checkpoint of step `a` (0: the beginning) to `b`, and compare that checkpoint's bytes."""
@@ -156,7 +187,7 @@ class Train(Stage):
                 raise UserError(f"no checkpoint of step {step} was kept", where=str(recorded.folder), remedy=f"kept: {known}")
         if b <= a:
             raise UserError(f"the interval {a}:{b} is empty", remedy="give A:B with A < B")
-        trainer, _ = self._prepare(context)
+        trainer = self._trainer(context, self._prepare(context))
         if a:
             trainer.restore(checkpoint.load(recorded.path("checkpoints") / checkpoint.name_of(a)))
         trainer.run(until=b)
@@ -195,25 +226,26 @@ class Train(Stage):
             if known is None:
                 return Estimate(tokens=tokens)
             total, flops = known, 6.0 * known * tokens
+            shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
         # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
         seconds = flops / (0.3e9 * gemm_rate(config.compute))
         models = 8 if config.ema is not None and config.ema.use == "both" else 4
         disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
-        return Estimate(parameters=total, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
+        peak = _peak_memory(config, shape, total) if shape is not None else None
+        return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=seconds)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, context: Context) -> tuple[Trainer, dict[str, Any]]:
-        """Everything that is checked and built before the first step."""
+    def _prepare(self, context: Context) -> _Parts:
+        """Everything that is checked and built before ranks come together; rank 0 encodes the rows, the others read what it wrote."""
         from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
-        from cairn.data.batches import PackedStream
-        from cairn.ledger import seeds
+        from cairn.data import shelf
         from cairn.ledger.environment import threads
         from cairn.model.adapter import attach
         from cairn.model.nf4 import count_weights
         from cairn.tokenizer.load import Tokenizer
-        from cairn.train.loop import Trainer, deterministic
+        from cairn.train.loop import deterministic
         from cairn.train.objectives import load_objective
         from cairn.train.optim import check_groups
         from cairn.train.watch import Origins
@@ -231,16 +263,33 @@ class Train(Stage):
         context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
         # Before the rows are read, which may take long.
         check_groups(config.optimizer.groups, [name for name, p in model.named_parameters() if p.requires_grad])
-        targets = "language_model" if objective.targets == "all" else "supervised"
-        encoded, rows, table, counters = _encode(context, renderer, tokenizer, targets)
-        (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        shelved, rows = context.draft / "resume" / "rows", None
+        counters: dict[str, Any] = {}
+        if context.first:
+            targets = "language_model" if objective.targets == "all" else "supervised"
+            encoded, rows, table, counters = _encode(context, renderer, tokenizer, targets)
+            (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if context.several:
+                shelf.put(shelved, encoded)
+        else:
+            encoded = shelf.take(shelved)
+        origins = Origins([s.name for s in config.data], rows, lambda source, row: _look(context, folder, config.data[source], row))
+        return _Parts(folder, renderer, model, adapted, encoded, origins, counters, parameters, trained)
+
+    def _trainer(self, context: Context, parts: _Parts, ranks: Ranks | None = None) -> Trainer:
+        from cairn.data.batches import PackedStream
+        from cairn.ledger import seeds
+        from cairn.train.loop import Trainer, deterministic
+        from cairn.train.ranks import ALONE
+
+        config: TrainConfig = context.config
+        ranks = ranks or ALONE
+        if ranks.threads is not None:
+            deterministic(ranks.threads)
         seed = seeds.seed(context.seed, "train")
         weights = [s.weight for s in config.data]
-        stream = PackedStream(encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
-        origins = Origins([s.name for s in config.data], rows, lambda source, row: _look(context, folder, config.data[source], row))
-        trainer = Trainer(model, stream, config, context.draft, context.progress, seed=seed, origins=origins)
-        told = {"counters": counters, "tokenizer": folder, "renderer": renderer, "adapted": adapted}
-        return trainer, {**told, "parameters": parameters, "trained_parameters": trained}
+        stream = PackedStream(parts.encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        return Trainer(parts.model, stream, config, context.draft, context.progress, ranks, seed=seed, origins=parts.origins)
 
     def _tokenizer_folder(self, context: Context) -> Path:
         config: TrainConfig = context.config
@@ -286,35 +335,42 @@ class Train(Stage):
             )  # fmt: skip
         return model
 
-    def _save_model(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
+    def _save_model(self, context: Context, trainer: Trainer, parts: _Parts) -> dict[str, Any]:
         from cairn.model.load import save_model
 
         for name, last in _folders(context.config, "model"):
+            model = trainer.finished_model(last=last)  # every rank takes part
+            if not context.first:
+                continue
             out = context.draft / name
             shutil.rmtree(out, ignore_errors=True)
-            save_model(trainer.finished_model(last=last), out, stop_ids=sorted(prepared["renderer"].stop_ids))
-            _give_tokenizer(context.config, prepared["tokenizer"], out)
+            with trainer.ranks.busy():
+                save_model(model, out, stop_ids=sorted(parts.renderer.stop_ids))
+                _give_tokenizer(context.config, parts.folder, out)
         return {}
 
-    def _save_adapter(self, context: Context, trainer: Trainer, prepared: dict[str, Any]) -> dict[str, Any]:
+    def _save_adapter(self, context: Context, trainer: Trainer, parts: _Parts) -> dict[str, Any]:
         """Write `adapter/` and, unless the recipe says no, `model/` merged; figures for the record."""
         from cairn.ledger.digest import folder_digest
         from cairn.model.adapter import merge_folder, save_adapter
 
+        if not context.first:
+            return {}
         merged, base = context.draft / "model", self._start(context)
         shutil.rmtree(merged, ignore_errors=True)
         vocabulary = int(trainer.model.get_input_embeddings().weight.shape[0])
-        told = {"digest": folder_digest(base), "held": context.config.adapter.base, "vocabulary": vocabulary}
-        stop_ids = sorted(prepared["renderer"].stop_ids)
-        for name, last in _folders(context.config, "adapter"):
-            out = context.draft / name
-            shutil.rmtree(out, ignore_errors=True)
-            save_adapter(prepared["adapted"], trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
-            _give_tokenizer(context.config, prepared["tokenizer"], out)
-        if not context.config.adapter.merge:
-            return {}
-        difference = merge_folder(out, base, merged)
-        _give_tokenizer(context.config, prepared["tokenizer"], merged)
+        with trainer.ranks.busy():
+            told = {"digest": folder_digest(base), "held": context.config.adapter.base, "vocabulary": vocabulary}
+            stop_ids = sorted(parts.renderer.stop_ids)
+            for name, last in _folders(context.config, "adapter"):
+                out = context.draft / name
+                shutil.rmtree(out, ignore_errors=True)
+                save_adapter(parts.adapted, trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
+                _give_tokenizer(context.config, parts.folder, out)
+            if not context.config.adapter.merge:
+                return {}
+            difference = merge_folder(out, base, merged)
+            _give_tokenizer(context.config, parts.folder, merged)
         return {"merge_difference": difference}
 
 
@@ -333,6 +389,19 @@ def _give_tokenizer(config: TrainConfig, tokenizer: Path, folder: Path) -> None:
             shutil.copyfile(tokenizer / name, folder / name)
     if config.format:
         _write_format(load_format(config.format), folder)
+
+
+@contextlib.contextmanager
+def _together(context: Context) -> Iterator[Ranks]:
+    """All ranks of the run; this process alone where there is one."""
+    from cairn.train.ranks import ALONE
+
+    if not context.several:
+        yield ALONE
+        return
+    with context.team.together(context.name, context.key, context.draft, context.progress.close) as ranks:
+        context.environment.update(world_size=ranks.world, threads=ranks.threads)
+        yield ranks
 
 
 def _write_format(chat_format: Any, folder: Path) -> None:
@@ -377,6 +446,18 @@ def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) 
     disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
     seconds = flops / (0.3e9 * gemm_rate(config.compute))
     return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
+
+
+def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> int:
+    """The calculator's prediction for one process on this machine's processor."""
+    from cairn.model.cost import Dimensions, memory
+    from cairn.train.config import memory_run
+
+    copies = 1 if shape.tied else 2
+    blocks = Dimensions.of(shape, vocabulary=0)
+    # The vocabulary, out of what the blocks leave of the whole: a stage that trains on knows no tokenizer here.
+    model = Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
+    return round(memory(model, memory_run(config, model)).peak)
 
 
 def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:

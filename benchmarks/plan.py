@@ -1,0 +1,160 @@
+"""Predicted against measured: peak memory and time of a training, each measured in a process of its own.
+
+    python benchmarks/plan.py            prints a table and fails where memory is off by more than 15 %
+    python benchmarks/plan.py --saved    counts again what a block keeps for its backward (the table SAVED of model/cost.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "S": {"hidden_size": 256, "layers": 6, "heads": 4, "kv_heads": 4, "intermediate_size": 688, "context": 1024, "tied": True},
+    "M": {"hidden_size": 384, "layers": 8, "heads": 6, "kv_heads": 6, "intermediate_size": 1024, "context": 1024, "tied": True},
+}
+VOCABULARY = {"S": 8192, "M": 32768}
+DOCUMENT = 256
+CASES = [
+    ("S", {"precision": "bfloat16"}),
+    ("S", {"precision": "float32", "optimizer": {"kind": "adamw", "lr": 1e-3}}),
+    ("S", {"precision": "bfloat16", "memory": {"activation_checkpointing": "layers"}}),
+    ("S", {"precision": "bfloat16", "batch_sequences": 4}),
+    ("S", {"precision": "float32", "batch_sequences": 4}),
+    ("M", {"precision": "bfloat16"}),
+    ("M", {"precision": "float32"}),
+    ("M", {"precision": "bfloat16", "optimizer": {"kind": "adamw", "lr": 1e-3}, "memory": {"activation_checkpointing": "layers"}}),
+]
+
+
+def train(name: str, settings: dict[str, Any]) -> dict[str, float]:
+    """Three steps in this process: peak resident bytes and seconds of the last two."""
+    import resource
+
+    from cairn.data.batches import PackedStream
+    from cairn.data.encode import document
+    from cairn.ledger.environment import threads
+    from cairn.ledger.progress import Silent
+    from cairn.model.config import ModelConfig
+    from cairn.model.load import new_model
+    from cairn.train.config import Training
+    from cairn.train.loop import Trainer, deterministic
+
+    deterministic(threads())
+    config = Training.model_validate({"steps": 3, "sequence_length": 512, "batch_sequences": 8, "objective": "language_model"} | settings)
+    rows = [[document([(7 * i + k) % VOCABULARY[name] for k in range(DOCUMENT)], [1] * DOCUMENT) for i in range(64)]]
+    model = new_model(ModelConfig(**SHAPES[name]), vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None, seed=1)
+    stream = PackedStream(rows, [1.0], 7, config.sequence_length, config.batch_sequences * config.accumulate)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(model, stream, config, Path(folder), Silent())
+        trainer.one_step()
+        begun = time.perf_counter()
+        for _ in range(2):
+            trainer.one_step()
+        seconds = (time.perf_counter() - begun) / 2
+    return {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0, "seconds": seconds}
+
+
+def predict(name: str, settings: dict[str, Any]) -> tuple[float, float]:
+    """Bytes at the peak, and floating-point operations of a step."""
+    from cairn.model.cost import Dimensions, Run, flops, memory
+
+    shape = SHAPES[name]
+    model = Dimensions(
+        layers=shape["layers"], hidden=shape["hidden_size"], heads=shape["heads"], kv_heads=shape["kv_heads"],
+        head_size=shape["hidden_size"] // shape["heads"], intermediate=shape["intermediate_size"], vocabulary=VOCABULARY[name], tied=True,
+    )  # fmt: skip
+    again = model.layers if settings.get("memory", {}).get("activation_checkpointing") == "layers" else 0
+    tokens = 512 * settings.get("batch_sequences", 8)
+    kind = settings.get("optimizer", {}).get("kind", "muon")
+    run = Run(tokens=tokens, document=DOCUMENT, precision=settings["precision"], optimizer=kind, recomputed=again)
+    return memory(model, run).peak, flops(model, tokens, document=DOCUMENT, recomputed=again)
+
+
+def saved() -> None:
+    """Fit the table SAVED: bytes that a block keeps, over several widths."""
+    import numpy as np
+    import torch
+
+    from cairn.model.config import ModelConfig
+    from cairn.model.fused import fuse, join_weights
+    from cairn.model.load import new_model
+    from cairn.model.packing import Layout, enable, probe
+
+    def kept(layers: int, numbers: tuple[int, ...], dtype: torch.dtype, fused: bool) -> float:
+        width, heads, groups, size, inner, length = numbers
+        shape = ModelConfig(
+            hidden_size=width, heads=heads, kv_heads=groups, head_size=size, layers=layers, intermediate_size=inner, tied=False
+        )
+        model = new_model(shape, vocab_size=64, bos_id=None, eos_id=0, pad_id=None, seed=1).train()
+        enable(model)
+        if fused:
+            fuse(model, probe)
+        for p in model.parameters():
+            p.data = p.data.to(dtype)
+        if fused:
+            join_weights(model)
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        found: dict[int, torch.Tensor] = {}
+
+        def note(t: torch.Tensor) -> torch.Tensor:
+            if t.untyped_storage().data_ptr() not in weights:
+                found[t.untyped_storage().data_ptr()] = t
+            return t
+
+        ids, positions = torch.arange(4 * length) % 64, torch.arange(4 * length) % length
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            out = model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False, packing=Layout.of([length] * 4))
+        del out
+        return sum(t.untyped_storage().nbytes() for t in found.values()) / (4 * length)
+
+    sizes = [
+        (64, 4, 4, 16, 128, 32), (128, 4, 4, 16, 128, 32), (64, 8, 4, 16, 128, 32), (64, 4, 2, 16, 128, 32), (64, 4, 4, 32, 128, 32),
+        (64, 4, 4, 16, 256, 32), (64, 4, 4, 16, 128, 64), (96, 6, 2, 16, 320, 32), (96, 6, 2, 16, 320, 700), (96, 12, 2, 16, 320, 700),
+    ]  # fmt: skip
+    for fused, dtype in itertools.product((True, False), (torch.bfloat16, torch.float32)):
+        terms = [(d, h * s, g * s, i, h * n * (n <= 512), 1, h) for d, h, g, s, i, n in sizes]
+        bytes_ = [kept(3, size, dtype, fused) - kept(2, size, dtype, fused) for size in sizes]
+        fit = np.linalg.lstsq(np.array(terms, float), np.array(bytes_), rcond=None)[0]
+        print("fused" if fused else "plain", dtype, "residual, query, key and value, feed-forward, probability:", np.round(fit[:5], 1))
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--saved", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.saved:
+        saved()
+        return 0
+    if given.case is not None:
+        print(json.dumps(train(*CASES[given.case])))
+        return 0
+    rows = []
+    for number, (name, settings) in enumerate(CASES):
+        done = subprocess.run([sys.executable, __file__, "--case", str(number)], capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        predicted, operations = predict(name, settings)
+        ratio = round(predicted / found["bytes"], 3)
+        row = {"measure": f"{name} {json.dumps(settings)}", "ours": round(predicted / 1e6), "peer": round(found["bytes"] / 1e6)}
+        rows.append({**row, "ratio": ratio, "must": "within 0.85 and 1.15", "ok": 0.85 <= ratio <= 1.15})
+        if not given.json:
+            rate = operations / found["seconds"] / 1e9
+            figures = f"predicted {row['ours']:6,} MB  measured {row['peer']:6,} MB  ratio {ratio:.2f}  {rate:5.0f} GFLOP/s"
+            print(f"{figures}  {row['measure']}", flush=True)
+    if given.json:
+        print(json.dumps({"rows": rows}))
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
