@@ -15,6 +15,7 @@ from worker import Stop, Turns, job, peak_mb, read_rows, reply
 from cairn.data.batches import Batch, PackedStream, make_batch
 from cairn.data.encode import Encoded
 from cairn.ledger.environment import threads
+from cairn.ledger.progress import Silent
 from cairn.model.load import load_model, save_model
 from cairn.model.speed import gemm_rate
 from cairn.train.config import Training
@@ -37,13 +38,13 @@ class OneBatch:
         del state
 
 
-class Clock:
+class Clock(Silent):
     """The loop's progress, which closes a step of the benchmark's clock."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns, self.trainer = turns, None
 
-    def start(self, total: int | None = None, unit: str = "") -> None:
+    def start(self, total: int | None = None, unit: str = "", done: int = 0) -> None:
         self.turns.first = time.perf_counter()
 
     def update(self, done: int, **figures: float | int | str) -> None:
@@ -52,9 +53,6 @@ class Clock:
 
     def note(self, text: str) -> None:
         print(text, flush=True)
-
-    def close(self) -> None:
-        pass
 
 
 def gemm() -> dict[str, Any]:
