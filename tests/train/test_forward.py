@@ -146,3 +146,21 @@ def test_dropout_is_off_in_training(tmp_path):
     batch = batch_of(True)
     assert torch.equal(hidden_states(trainer.model, batch), hidden_states(trainer.model, batch))
     assert trainer.model.config.attn_pdrop == 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "mixtral"])
+def test_filling_up_to_a_multiple_changes_neither_loss_nor_gradients(family):
+    found = []
+    for multiple in (1, 32):
+        model = model_of(family, PACKED[family])
+        assert try_packing(model).packs
+        rows = [[(7 * d + 3 * i) % 50 for i in range(n)] for d, n in enumerate(LENGTHS)]
+        made = make_batch([document(r, [1] * len(r)) for r in rows], [0] * len(rows))
+        batch = TorchBatch.of(made, "cpu", packed=True, multiple=multiple)
+        loss = target_loss(model, batch)
+        loss.total.backward()
+        found.append((len(batch.ids_T), loss.count, float(loss.total.detach()), [p.grad for p in model.parameters() if p.grad is not None]))
+    (tokens, count, total, grads), (filled, same_count, same_total, same_grads) = found
+    assert (tokens, filled, count) == (26, 32, same_count)
+    assert same_total == pytest.approx(total, rel=1e-6)
+    torch.testing.assert_close(same_grads, grads, atol=1e-5, rtol=1e-4)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cairn.model.head import cross_entropy, head_of
@@ -23,7 +24,7 @@ class TorchBatch:
         predict_N: indices into T whose *next* token is a target.
         targets_N: those next tokens.
         document_N: the document that each target belongs to, by its place in `lengths`.
-        lengths: document lengths.
+        lengths: document lengths, that of a filling at the end included.
         packed: whether the model may take all documents at once; otherwise they run one by one.
     """
 
@@ -36,8 +37,16 @@ class TorchBatch:
     packed: bool
 
     @staticmethod
-    def of(batch: Any, device: torch.device | str, *, packed: bool) -> TorchBatch:
-        """From the data room's arrays. A document's first token is never a target: nothing of its own document precedes it."""
+    def of(batch: Any, device: torch.device | str, *, packed: bool, multiple: int = 1) -> TorchBatch:
+        """From the data room's arrays. A document's first token is never a target: nothing of its own document precedes it.
+
+        Args:
+            batch: a `data.batches.Batch`.
+            device: where the tensors go.
+            packed: as the attribute.
+            multiple: packed tokens are filled up to a multiple of it by one document more, without targets: the fewer different sizes
+                there are, the less has to be prepared for each (docs/experiments.md).
+        """
         ids = torch.as_tensor(batch.ids, dtype=torch.long)
         mask = torch.as_tensor(batch.mask, dtype=torch.bool).clone()
         positions = torch.as_tensor(batch.position_ids, dtype=torch.long)
@@ -46,6 +55,9 @@ class TorchBatch:
         lengths = tuple(int(n) for n in batch.doc_lengths)
         document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[at]
         predict, targets, document = (x.to(device) for x in (at - 1, ids[at], document))
+        filling = -len(ids) % multiple if packed else 0
+        if filling:
+            ids, positions, lengths = F.pad(ids, (0, filling)), torch.cat((positions, torch.arange(filling))), (*lengths, filling)
         return TorchBatch(ids.to(device), positions.to(device), predict, targets, document, lengths, packed)
 
 

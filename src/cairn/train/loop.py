@@ -284,7 +284,8 @@ class Trainer:
         whole = next(self.stream)
         capacity = self.config.sequence_length * self.config.batch_sequences
         parts, idle = self.ranks.share(whole, capacity, even=self.sharding.even)
-        batches = [TorchBatch.of(b, self.device, packed=self.packed) for b in (*parts, *idle)]
+        multiple = max(1, capacity // 32)
+        batches = [TorchBatch.of(b, self.device, packed=self.packed, multiple=multiple) for b in (*parts, *idle)]
         # Of the whole step: every rank has read it, so nobody needs to ask.
         supervised = whole.predicted
         if supervised == 0:
