@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cairn.data.rows import check_row, content_key, normalise, question_key, reply_text
+from cairn.data.rows import answers_of, check_row, content_key, messages_of, normalise, question_key, reply_text
 
 USER = {"role": "user", "content": "hello"}
 ANSWER = {"role": "assistant", "content": "hi"}
+OTHER = {"role": "assistant", "content": "no"}
 GOOD = {"messages": [USER, ANSWER], "source": "s", "id": "1"}
 
 
@@ -31,7 +32,8 @@ def only(row):
         {"text": "words"},
         {**GOOD, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": None}}}], "meta": {"a": [None, 1.5]}},
         {**GOOD, "attributes": {"humor": 0}, "language": "en"},
-        {"messages": [USER], "chosen": [ANSWER], "rejected": [{"role": "assistant", "content": "no"}]},
+        {"messages": [USER], "chosen": [ANSWER], "rejected": [OTHER]},
+        {"messages": [USER], "ranked": [[ANSWER], [OTHER], [ANSWER, USER, OTHER]]},
         {"messages": [{"role": "system", "content": "be kind"}, USER, ANSWER]},
         {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]},
     ],
@@ -69,6 +71,17 @@ def test_good_rows_have_no_problem(row):
         ({**GOOD, "id": 5}, "id", "must be text"),
         ({**GOOD, "tools": {}}, "tools", "list"),
         ({"messages": [USER], "chosen": [ANSWER], "rejected": [ANSWER]}, "rejected", "same"),
+        ({"messages": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": " hi\n"}]}, "rejected", "same"),
+        ({"messages": [USER, ANSWER], "chosen": [USER], "rejected": [USER, OTHER]}, "chosen", "no assistant turn"),
+        ({"messages": [USER], "ranked": [[ANSWER], [OTHER], [ANSWER]]}, "ranked[2]", "ranked[0] and ranked[2] are the same"),
+        ({"messages": [USER], "ranked": [[ANSWER]]}, "ranked", "two answers or more"),
+        ({"messages": [USER], "ranked": "best"}, "ranked", "two answers or more"),
+        ({"messages": [USER], "ranked": [[ANSWER], []]}, "ranked[1]", "list of messages"),
+        ({"messages": [USER], "ranked": [[ANSWER], [OTHER, {"role": "user", "content": ""}]]}, "ranked[1][1].content", "empty"),
+        ({"messages": [USER], "ranked": [[ANSWER], [OTHER]], "chosen": [ANSWER]}, "ranked", "not both"),
+        ({"ranked": [[ANSWER], [OTHER]]}, "messages", "needs"),
+        ({"text": "a", "ranked": []}, "ranked", "no 'ranked'"),
+        ({**GOOD, "meta": {"\ud800": 1}}, "meta", "surrogate"),
         ({"messages": [USER], "chosen": [ANSWER]}, "rejected", "needs"),
         ({"messages": [USER], "chosen": [], "rejected": [ANSWER]}, "chosen", "list of messages"),
         ({"messages": [USER], "chosen": [USER], "rejected": [ANSWER]}, "chosen[0].role", "user"),
@@ -84,6 +97,20 @@ def test_each_problem_names_its_field(row, field, word):
     problem = only(row)
     assert problem.field == field
     assert word in problem.problem
+
+
+def test_a_row_to_be_answered_needs_no_answer():
+    for row in ({"messages": [USER]}, {"messages": [USER, {**ANSWER, "weight": 0}]}, GOOD):
+        assert check_row(row, prompt=True) == []
+    assert [p.field for p in check_row({"messages": [ANSWER]}, prompt=True)] == ["messages[0].role"]
+
+
+def test_the_best_answer_is_learnt_from_and_all_are_content():
+    pair, ranking = ({"messages": [USER], **more} for more in ({"chosen": [ANSWER], "rejected": [OTHER]}, {"ranked": [[ANSWER], [OTHER]]}))
+    assert answers_of(pair) == answers_of(ranking) == [[ANSWER], [OTHER]]
+    assert messages_of(pair) == messages_of(ranking) == [USER, ANSWER]
+    assert content_key(pair) == content_key(ranking) != content_key({"messages": [USER], "ranked": [[OTHER], [ANSWER]]})
+    assert (answers_of(GOOD), answers_of({"text": "a"})) == ([], [])
 
 
 def test_a_misspelt_key_is_recognised():

@@ -43,7 +43,9 @@ def row(draw):
     if draw(st.booleans()):
         out |= {"language": "en", "meta": draw(st.dictionaries(text, value, max_size=2)), "attributes": {"humor": 1}}
     if draw(st.integers(0, 4)) == 0:
-        out = {**out, "messages": [question], "chosen": [answer], "rejected": [{"role": "assistant", "content": answer["content"] + "!"}]}
+        other = [{"role": "assistant", "content": answer["content"] + "!"}]
+        pair = {"chosen": [answer], "rejected": other}
+        out = {**out, "messages": [question], **draw(st.sampled_from([pair, {"ranked": [[answer], other]}]))}
     return out
 
 

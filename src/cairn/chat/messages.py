@@ -138,7 +138,7 @@ def _shape_problems(message: Mapping[str, Any], at: str, training: bool) -> Iter
         remedy = "join the text parts into one string" if isinstance(content, list) else "write it as a string"
         yield MessageError(f"content must be text, not {_kind(content)}", where=f"{at}.content", remedy=remedy)
     elif isinstance(content, str):
-        yield from _text_problems(content, f"{at}.content", training)
+        yield from value_problems(content, f"{at}.content", training)
         if training and not content.strip() and not calls and role in ("assistant", "user"):
             yield MessageError(f"the {role} turn is empty", where=f"{at}.content", remedy="give its text, or remove the row")
     if calls is not None:
@@ -180,7 +180,7 @@ def _call_problems(calls: Any, at: str, training: bool) -> Iterator[MessageError
                 where=f"{at}[{i}].function.arguments",
                 remedy=remedy,
             )
-        yield from _value_problems(function, f"{at}[{i}].function", training)
+        yield from value_problems(function, f"{at}[{i}].function", training)
 
 
 def _tool_problems(tools: Any, training: bool) -> Iterator[MessageError]:
@@ -200,7 +200,7 @@ def _tool_problems(tools: Any, training: bool) -> Iterator[MessageError]:
             remedy = 'write {"type": "function", "function": {"name": "…", "description": "…", "parameters": {…}}}'
             yield MessageError("a tool needs the function's name", where=f"tools[{i}].function.name", remedy=remedy)
             continue
-        yield from _value_problems(tool, f"tools[{i}]", training)
+        yield from value_problems(tool, f"tools[{i}]", training)
 
 
 def _attribute_problems(attributes: Any, at: str) -> Iterator[MessageError]:
@@ -216,20 +216,22 @@ def _attribute_problems(attributes: Any, at: str) -> Iterator[MessageError]:
             )
 
 
-def _value_problems(value: Any, at: str, training: bool) -> Iterator[MessageError]:
-    """What no JSON text can hold, wherever it stands inside tools and arguments."""
+def value_problems(value: Any, at: str, training: bool = True) -> Iterator[MessageError]:
+    """Text that no tokenizer should see and what no JSON text can hold, wherever it stands inside a value that `at` names."""
     if isinstance(value, str):
-        yield from _text_problems(value, at, training)
+        found = text_problem(value, training)
+        if found:
+            yield MessageError(found[0], where=at, remedy=found[1])
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 yield MessageError(f"a key must be text, not {key!r}", where=at, remedy="write it in quotes")
             else:
-                yield from _text_problems(key, at, training)
-                yield from _value_problems(inner, f"{at}.{key}", training)
+                yield from value_problems(key, at, training)
+                yield from value_problems(inner, f"{at}.{key}", training)
     elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
-            yield from _value_problems(inner, f"{at}[{i}]", training)
+            yield from value_problems(inner, f"{at}[{i}]", training)
     elif isinstance(value, float) and not math.isfinite(value):
         yield MessageError(f"{value} is not a JSON number", where=at, remedy="write null or a number")
     elif value is not None and not isinstance(value, (bool, int, float)):
@@ -240,21 +242,15 @@ def _value_problems(value: Any, at: str, training: bool) -> Iterator[MessageErro
         )
 
 
-def _text_problems(text: str, at: str, training: bool) -> Iterator[MessageError]:
+def text_problem(text: str, training: bool = True) -> tuple[str, str] | None:
+    """(problem, remedy) of text that no tokenizer should see: with a lone surrogate, or to learn from with a NUL byte. Else None."""
     if training and "\0" in text:
-        yield MessageError(
-            f"a NUL byte at character {text.index(chr(0))}",
-            where=at,
-            remedy="remove it: it is a sign of a broken export",
-        )
+        return f"a NUL byte at character {text.index(chr(0))}", "remove it: it is a sign of a broken export or a binary file"
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        yield MessageError(
-            f"a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}",
-            where=at,
-            remedy="repair the text's encoding",
-        )
+        return f"a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}", "repair the text's encoding"
+    return None
 
 
 def _kind(value: Any) -> str:

@@ -1,26 +1,28 @@
 """What a row is, what is wrong with one, and its normalised content. Knows dialogues (through `chat`); no file.
 
 A row is a plain dict of one of three shapes: `{"messages": […]}` (a dialogue, with optional "tools" and "attributes"),
-`{"text": …}` (plain text), or `{"messages": […], "chosen": […], "rejected": […]}` (a preference: the prompt's messages
-and two continuations). Each has "source" and "id", may have "language", and keeps anything else under "meta".
+`{"text": …}` (plain text), or a preference: the prompt's messages and either two continuations ("chosen" and "rejected") or
+several, the best one first ("ranked", a list of lists of messages). Each row has "source" and "id", may have "language", and
+keeps anything else under "meta".
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from cairn.chat.messages import problems
+from cairn.chat.messages import problems, value_problems
 from cairn.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
 
-KEYS = ("messages", "text", "chosen", "rejected", "tools", "attributes", "source", "language", "id", "meta")
+KEYS = ("messages", "text", "chosen", "rejected", "ranked", "tools", "attributes", "source", "language", "id", "meta")
+ANSWERS = ("chosen", "rejected", "ranked")
+"""The keys that make a row a preference."""
 WHOLE = "(whole row)"
 """The field of a problem that concerns no single field."""
 
@@ -50,12 +52,18 @@ class RowError(UserError):
         self.field = field
 
 
-def check_row(row: Any, number: int = 1) -> list[Problem]:
-    """All that is wrong with a row: empty for a good one."""
-    return [Problem(number, error.where or WHOLE, error.what, error.remedy) for error in _errors(row)]
+def check_row(row: Any, number: int = 1, *, prompt: bool = False) -> list[Problem]:
+    """All that is wrong with a row: empty for a good one.
+
+    Args:
+        row: the row.
+        number: its number in its file.
+        prompt: the row is there to be answered, so that a dialogue may lack the answer that could be learnt from.
+    """
+    return [Problem(number, error.where or WHOLE, error.what, error.remedy) for error in _errors(row, prompt)]
 
 
-def _errors(row: Any) -> Iterator[UserError]:
+def _errors(row: Any, prompt: bool) -> Iterator[UserError]:
     if not isinstance(row, dict):
         yield RowError(WHOLE, f"a row must be an object, not {_kind(row)}", 'write {"messages": […]} or {"text": "…"}')
         return
@@ -67,21 +75,22 @@ def _errors(row: Any) -> Iterator[UserError]:
             yield RowError(key, f"'{key}' must be text, not {_kind(row[key])}", "write it as a string, or leave it out")
     if not isinstance(row.get("meta", {}), dict):
         yield RowError("meta", f"'meta' must be an object, not {_kind(row['meta'])}", "correct it, or leave it out")
-    yield from _bad_values({k: row[k] for k in ("text", "source", "id", "language", "meta") if k in row})
+    for key in ("text", "source", "id", "language", "meta"):
+        yield from value_problems(row.get(key), key)
     if "messages" in row and "text" in row:
         yield RowError("text", "a row holds either 'messages' or 'text', not both", "split it into two rows")
     elif "text" in row:
         yield from _text_errors(row)
-    elif "chosen" in row or "rejected" in row:
+    elif any(key in row for key in ANSWERS):
         yield from _preference_errors(row)
     elif "messages" in row:
-        yield from _dialogue_errors(row, row["messages"])
+        yield from _dialogue_errors(row, row["messages"], prompt)
     else:
         yield RowError(WHOLE, "the row holds neither 'messages' nor 'text'", "name the reader that fits the file with --reader")
 
 
 def _text_errors(row: Row) -> Iterator[UserError]:
-    for key in ("chosen", "rejected", "tools", "attributes"):
+    for key in (*ANSWERS, "tools", "attributes"):
         if key in row:
             yield RowError(key, f"plain text has no '{key}'", "give 'messages', or remove this key")
     if not isinstance(row["text"], str):
@@ -91,32 +100,66 @@ def _text_errors(row: Row) -> Iterator[UserError]:
 
 
 def _preference_errors(row: Row) -> Iterator[UserError]:
-    missing = [key for key in ("messages", "chosen", "rejected") if key not in row]
-    if missing:
-        yield RowError(missing[0], f"a preference needs '{missing[0]}'", "give 'messages', 'chosen' and 'rejected'")
+    pair = [key for key in ("chosen", "rejected") if key in row]
+    if "ranked" in row and pair:
+        yield RowError("ranked", f"a row holds either 'ranked' or '{pair[0]}', not both", "split it into two rows")
         return
-    prompt = row["messages"]
-    for key in ("messages", "chosen", "rejected"):
-        if not isinstance(row[key], list) or not row[key]:
-            yield RowError(key, f"'{key}' must be a list of messages", "give at least one message")
+    needed = ("messages", "ranked") if "ranked" in row else ("messages", "chosen", "rejected")
+    for key in needed:
+        if key not in row:
+            yield RowError(key, f"a preference needs '{key}'", "give " + ", ".join(f"'{k}'" for k in needed))
+            return
+    answers = _answers(row)
+    if "ranked" in row and len(answers) < 2:
+        yield RowError("ranked", "'ranked' must be a list of two answers or more, the best one first", "add the others, or remove the row")
+        return
+    for field, value in [("messages", row["messages"]), *answers]:
+        if not isinstance(value, list) or not value:
+            yield RowError(field, f"'{field}' must be a list of messages", "give at least one message")
             return
     told: set[tuple[str, str]] = set()
-    for key in ("chosen", "rejected"):
-        for error in _dialogue_errors(row, prompt + row[key]):
-            field = _shift(error.where, len(prompt), key)
-            if (field, error.what) not in told:  # what is wrong with the prompt is wrong with both
-                told.add((field, error.what))
-                yield RowError(field, error.what, error.remedy)
-    if row["chosen"] == row["rejected"]:
-        yield RowError("rejected", "chosen and rejected are the same", "remove the row: it prefers nothing")
+    for field, answer in answers:
+        for error in _continuation_errors(row, field, answer):
+            place = _shift(error.where, len(row["messages"]), field)
+            if (place, error.what) not in told:  # what is wrong with the prompt is wrong with every answer
+                told.add((place, error.what))
+                yield RowError(place, error.what, error.remedy)
+    if not told:
+        yield from _equal_answers(answers)
 
 
-def _dialogue_errors(row: Row, messages: Any) -> Iterator[UserError]:
+def _answers(row: Row) -> list[tuple[str, Any]]:
+    """(field, answer) of a preference, unchecked."""
+    if "ranked" not in row:
+        return [(key, row[key]) for key in ("chosen", "rejected")]
+    ranked = row["ranked"]
+    return [(f"ranked[{i}]", answer) for i, answer in enumerate(ranked)] if isinstance(ranked, list) else []
+
+
+def _continuation_errors(row: Row, field: str, answer: list[Any]) -> Iterator[UserError]:
+    """What is wrong with the prompt followed by an answer, and with an answer in which nobody answers."""
+    found = list(_dialogue_errors(row, row["messages"] + answer))
+    yield from found
+    if not found and not any(m["role"] == "assistant" and m.get("weight", 1) for m in answer):
+        yield RowError(field, "no assistant turn to prefer", "add the answer, or remove the row")
+
+
+def _equal_answers(answers: list[tuple[str, Any]]) -> Iterator[RowError]:
+    """Answers that say the same: the order between them is nobody's preference, and their margin would be zero for ever."""
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    for field, answer in answers:
+        said = tuple((m["role"], reply_text(m).strip()) for m in answer)
+        if said in first:
+            yield RowError(field, f"{first[said]} and {field} are the same", "remove one of them, or the row: it prefers nothing")
+        first.setdefault(said, field)
+
+
+def _dialogue_errors(row: Row, messages: Any, prompt: bool = False) -> Iterator[UserError]:
     found = False
     for error in problems(messages, tools=row.get("tools"), attributes=row.get("attributes")):
         found = True
         yield error
-    if found:
+    if found or prompt:
         return
     answers = [m for m in messages if m["role"] == "assistant"]
     if not answers:
@@ -127,38 +170,11 @@ def _dialogue_errors(row: Row, messages: Any) -> Iterator[UserError]:
 
 
 def _shift(field: str, prompt: int, key: str) -> str:
-    """The field of a joined dialogue, told in the terms of the preference row."""
+    """The field of a dialogue joined of `prompt` messages and the answer `key`, told in the terms of the preference row."""
     found = re.match(r"messages\[(\d+)\]", field)
     if not found or int(found[1]) < prompt:
         return field
     return f"{key}[{int(found[1]) - prompt}]{field[found.end() :]}"
-
-
-def _bad_values(value: Any, path: str = "") -> Iterator[RowError]:
-    """Text that no tokenizer should see and numbers that are not JSON, wherever they stand."""
-    if isinstance(value, str):
-        problem = text_problem(value)
-        if problem:
-            yield RowError(path, *problem)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield RowError(path, f"{value} is not a JSON number", "write null or a number")
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _bad_values(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _bad_values(inner, f"{path}[{i}]")
-
-
-def text_problem(text: str) -> tuple[str, str] | None:
-    """(problem, remedy) of text with NUL bytes or lone surrogates, else None."""
-    if "\0" in text:
-        return f"a NUL byte at character {text.index(chr(0))}", "remove it: it is a sign of a broken export or a binary file"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}", "repair the text's encoding"
-    return None
 
 
 def _kind(value: Any) -> str:
@@ -171,9 +187,15 @@ def _kind(value: Any) -> str:
 # Content
 
 
+def answers_of(row: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """The answers of a preference, the best one first, each a list of messages; none for any other row."""
+    return list(row["ranked"]) if "ranked" in row else [row["chosen"], row["rejected"]] if "chosen" in row else []
+
+
 def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The dialogue to learn from: the messages, followed by the chosen ones of a preference. Empty for plain text."""
-    return [*row.get("messages", ()), *row.get("chosen", ())]
+    """The dialogue to learn from: the messages, followed by the best answer of a preference. Empty for plain text."""
+    best = answers_of(row)[:1]
+    return [*row.get("messages", ()), *(best[0] if best else ())]
 
 
 def reply_text(message: Mapping[str, Any]) -> str:
@@ -187,7 +209,7 @@ def content_text(row: Mapping[str, Any]) -> str:
     if "text" in row:
         return str(row["text"])
     turns = [f"{m['role']}: {reply_text(m)}" for m in messages_of(row)]
-    turns += [f"not {m['role']}: {reply_text(m)}" for m in row.get("rejected", ())]
+    turns += [f"not {m['role']}: {reply_text(m)}" for answer in answers_of(row)[1:] for m in answer]
     return "\n".join(turns)
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 from cairn.data.rows import Row
 from cairn.errors import UserError
 
-NESTED = ("messages", "chosen", "rejected", "tools", "attributes", "meta")
+NESTED = ("messages", "chosen", "rejected", "ranked", "tools", "attributes", "meta")
 PLAIN = ("text", "source", "language", "id")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _GROUP = 1024

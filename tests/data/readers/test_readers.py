@@ -287,6 +287,45 @@ def test_bad_preferences_are_named(tmp_path, record, field):
     assert problem(put(tmp_path, "x.jsonl", [record]), "preference").field == field
 
 
+def test_rankings_of_each_shape(tmp_path):
+    question, a, b, c = {"role": "user", "content": "Q"}, *({"role": "assistant", "content": t} for t in "ABC")
+    rankings = [
+        ["A", "B", "C"],
+        [a, b, c],
+        [[a], [b], [c]],
+        [{**c, "rank": 3}, {**a, "rank": 1}, {"messages": [b], "rank": 2}],
+        json.dumps(["A", "B", "C"]),
+    ]
+    path = put(tmp_path, "x.jsonl", [{"messages": [question], "ranked": ranked} for ranked in rankings])
+    assert detect_reader(path) == "messages"
+    assert [row["ranked"] for row in read_rows(path)] == [[[a], [b], [c]]] * len(rankings)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "field", "word"),
+    [
+        ([{"role": "assistant", "content": "A", "rank": 1}, {"role": "assistant", "content": "B", "rank": 1}], "ranked[1].rank", "tie"),
+        (["A", [["B"], ["C"]]], "ranked[1]", "tie"),
+        ([{"role": "assistant", "content": "A", "rank": 1}, "B"], "ranked[1].rank", "no rank"),
+        (["A", "B", "A"], "ranked[2]", "same"),
+        (["A", ""], "ranked[1][0].content", "empty"),
+        (["A", [{"role": "boss", "content": "B"}]], "ranked[1][0].role", "role"),
+        ({"best": "A"}, "ranked", "list of answers"),
+    ],
+)
+def test_bad_rankings_are_named(tmp_path, ranked, field, word):
+    found = problem(put(tmp_path, "x.jsonl", [{"messages": [{"role": "user", "content": "Q"}], "ranked": ranked}]))
+    assert (found.row, found.field) == (1, field)
+    assert word in found.problem
+
+
+def test_rows_to_be_answered(tmp_path):
+    path = put(tmp_path, "x.jsonl", [{"messages": [{"role": "user", "content": "Q"}]}, SAMPLES["messages"]])
+    assert [len(row["messages"]) for row in read_rows(path, prompts=True)] == [1, 2]
+    with pytest.raises(UserError, match="no assistant turn"):
+        list(read_rows(path))
+
+
 def test_packed_preferences(tmp_path):
     line = json.dumps({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"})
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(line.encode()))

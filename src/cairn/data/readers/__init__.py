@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from encodings.aliases import aliases
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cairn.data.readers import aozora as _aozora
 from cairn.data.readers.base import Outcome, Reader, Record, all_readers, get_reader, reader_names
@@ -65,6 +66,7 @@ def read_rows(
     language: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
+    prompts: bool = False,
 ) -> Iterator[Row]:
     """The checked rows of a file, or of the files of a folder in the order of their names.
 
@@ -75,12 +77,14 @@ def read_rows(
         language: the `language` of rows that name none.
         encoding: the text encoding, unless it is the reader's own (UTF-8 for most).
         separator: what stands between two documents of plain text; unless given, a file is one document.
+        prompts: the rows are there to be answered, so that a dialogue may lack its answer.
 
     Raises:
         UserError: a bad row (file, row, field, remedy), an empty or missing file, or one that `auto` does not know.
     """
     found = False
-    for outcome in read_outcomes(path, reader, source=source, language=language, encoding=encoding, separator=separator):
+    how: dict[str, Any] = {"source": source, "language": language, "encoding": encoding, "separator": separator, "prompts": prompts}
+    for outcome in read_outcomes(path, reader, **how):
         if outcome.problem:
             raise error_of(outcome, path)
         if outcome.row is not None:
@@ -98,6 +102,7 @@ def read_outcomes(
     language: str | None = None,
     encoding: str | None = None,
     separator: str | None = None,
+    prompts: bool = False,
 ) -> Iterator[Outcome]:
     """Like `read_rows`, but bad and skipped records are told instead of ending it.
 
@@ -118,7 +123,7 @@ def read_outcomes(
         except UserError as error:
             raise UserError(error.what, where=error.where or str(file), remedy=error.remedy) from None
         for outcome in chosen.rows(_records(file, how, chosen, encoding, separator)):
-            yield _finish(outcome, name, source, language, inside)
+            yield _finish(outcome, name, source, language, inside, prompts)
 
 
 def detect_reader(path: Path | str, encoding: str = "utf-8") -> str:
@@ -172,7 +177,7 @@ def _detect(file: Path, how: str, encoding: str) -> Reader:
     raise UserError(what, where=f"{file}, row {first.number}", remedy="name the reader (--reader): " + ", ".join(reader_names()))
 
 
-def _finish(outcome: Outcome, name: str, source: str, language: str | None, inside: str) -> Outcome:
+def _finish(outcome: Outcome, name: str, source: str, language: str | None, inside: str, prompts: bool) -> Outcome:
     """A reader's outcome with the row completed and checked."""
     if outcome.row is None:
         return Outcome(outcome.number, problem=outcome.problem, skipped=outcome.skipped, file=inside)
@@ -181,7 +186,7 @@ def _finish(outcome: Outcome, name: str, source: str, language: str | None, insi
     if language:
         row.setdefault("language", language)
     row.setdefault("id", f"{name}:{outcome.number}")
-    problems = check_row(row, outcome.number)
+    problems = check_row(row, outcome.number, prompt=prompts)
     if problems:
         return Outcome(outcome.number, problem=problems[0], more=tuple(problems[1:]), file=inside)
     return Outcome(outcome.number, row=row, file=inside)

@@ -1,11 +1,11 @@
-"""The reader of our own rows, and of OpenAI's: `{"messages": […], "tools"?: […]}`, `{"text": …}` and preferences in that shape."""
+"""The reader of our own rows, and of OpenAI's: `{"messages": […], "tools"?: […]}`, `{"text": …}`, pairs and rankings."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cairn.data.readers.base import record_reader
-from cairn.data.readers.turns import messages_list, parse_json, tools_list
+from cairn.data.readers.turns import messages_list, parse_json, ranked_list, tools_list
 from cairn.data.rows import KEYS, Row
 
 
@@ -13,13 +13,15 @@ def _detect(record: dict[str, Any]) -> bool:
     return "messages" in record or ("text" in record and set(record) <= set(KEYS))
 
 
-@record_reader("messages", help="OpenAI's messages, and Cairn's own rows: messages, tools, text, chosen and rejected", detect=_detect)
+@record_reader("messages", help="OpenAI's messages, and Cairn's own rows: messages, tools, text, chosen and rejected, ranked", detect=_detect)
 def messages(record: dict[str, Any]) -> Row:
     """Nested values may be JSON in a string, as tables hold them; a null is a key that is not there."""
     row: Row = {k: v for k, v in record.items() if v is not None}
     for key in ("messages", "chosen", "rejected"):
         if key in row:
             row[key] = messages_list(row[key], key)
+    if "ranked" in row:
+        row["ranked"] = ranked_list(row["ranked"], "ranked")
     if "functions" in row and "tools" not in row:  # the older spelling
         row["tools"] = [{"type": "function", "function": f} for f in tools_list(row.pop("functions"), "functions")]
     if "tools" in row:

@@ -98,6 +98,45 @@ def tool_call(value: Any, field: str) -> dict[str, Any]:
     return {**out, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
+def ranked_list(value: Any, field: str) -> list[list[dict[str, Any]]]:
+    """Answers in the order of their rank, the best one first, each as a list of our messages.
+
+    An answer is text, a message, a list of messages, or `{"messages": […]}`. Answers stand in their order, unless each has a
+    "rank" (a number, the lowest is the best).
+
+    Raises:
+        RowError: no list of answers, answers with and without rank, or a tie: two of one rank, or several in one place.
+    """
+    if isinstance(value, str):
+        value = parse_json(value, field)
+    if not isinstance(value, list):
+        raise RowError(field, f"'{field}' must be a list of answers, not {type(value).__name__}", "write the best answer first")
+    ranks = {i: item["rank"] for i, item in enumerate(value) if isinstance(item, dict) and item.get("rank") is not None}
+    answers = [_ranked(item, f"{field}[{i}]") for i, item in enumerate(value)]
+    if not ranks:
+        return answers
+    for i in range(len(value)):
+        if not isinstance(ranks.get(i), int | float) or isinstance(ranks[i], bool):
+            raise RowError(f"{field}[{i}].rank", "the answer has no rank, or none that is a number", "give every answer a rank, or none")
+    order = sorted(range(len(value)), key=lambda i: ranks[i])
+    for one, other in zip(order, order[1:], strict=False):
+        if ranks[one] == ranks[other]:
+            what = f"a tie: {field}[{one}] and {field}[{other}] have the same rank {ranks[one]}"
+            raise RowError(f"{field}[{other}].rank", what, "remove one of them: a ranking is learnt from its order")
+    return [answers[i] for i in order]
+
+
+def _ranked(value: Any, field: str) -> list[dict[str, Any]]:
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    if isinstance(value, dict):
+        given = {k: v for k, v in value.items() if k != "rank"}
+        return messages_list(given["messages"], f"{field}.messages") if set(given) == {"messages"} else [message(given, field)]
+    if isinstance(value, list) and any(isinstance(item, list) for item in value):
+        raise RowError(field, "a tie: several answers in one place", "keep one of them: a ranking is learnt from its order")
+    return messages_list(value, field)
+
+
 def tools_list(value: Any, field: str = "tools") -> list[Any]:
     """Tool schemas, given as a list or as its JSON in a string, unchanged.
 
