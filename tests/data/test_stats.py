@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cairn.data.encode import Counters, encode_rows
-from cairn.data.stats import PLAIN, MixTable, mix_markdown
+from cairn.data.stats import MixTable
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
@@ -30,7 +30,8 @@ ROWS = [
 
 def test_counts_by_hand():
     table = MixTable()
-    assert list(table.counted(iter(ROWS))) == ROWS
+    for row in ROWS:
+        table.add(row)
     found = table.as_dict()
     call = len(['{"arguments":', '{"x":', '1},', '"name":', '"f"}'])
     assert found["unit"] == "words"
@@ -89,24 +90,3 @@ def test_a_table_filled_by_encoding_is_the_same(words, renderer):
         )
     )
     assert other.as_dict() == one.as_dict()
-
-
-def test_markdown_has_the_columns_of_the_card(words):
-    table = MixTable(words)
-    for row in ROWS:
-        table.add(row)
-    lines = table.markdown().splitlines()
-    assert lines[0] == "| Subset | #Tokens | Avg. #Q | Avg. Query Len | Avg. #R | Avg. Reply Len |"
-    assert lines[2].startswith("| chat | ")
-    assert lines[3] == f"| books | 3 | {PLAIN} |  |  |  |"
-    assert lines[-1].startswith("| **Total** | **")
-    assert len({line.count("|") for line in lines}) == 1
-    assert mix_markdown(table.as_dict()) == table.markdown()
-
-
-def test_without_a_tokenizer_the_header_says_words():
-    table = MixTable()
-    table.add({"text": "a", "source": "odd|name"})
-    lines = table.markdown().splitlines()
-    assert "#Words" in lines[0]
-    assert "odd\\|name" in lines[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cairn.config import Config
-from cairn.ledger.refs import INPUT, STAGE, InputPath, StageRef, marked, replace
+from cairn.ledger.refs import INPUT, STAGE, InputPath, StageRef, locate, marked, replace
 
 
 class Source(Config):
@@ -26,6 +26,12 @@ class Whole(Config):
     by_name: dict[str, Source | Other] = Field(default_factory=dict)
     pair: tuple[str, StageRef] | None = None
     files: dict[str, InputPath] = Field(default_factory=dict)
+
+
+def test_a_dotted_place_is_located() -> None:
+    value = {"data": [{"path": "a"}, {"path": "b"}], "0": "c"}
+    assert locate(value, "data.1.path") == (("data", 1, "path"), "b")
+    assert locate(value, "0") == (("0",), "c")
 
 
 def test_every_mark_is_found_and_nothing_else() -> None:

@@ -87,3 +87,13 @@ def test_counts_are_those_of_a_real_model(tied):
     assert total == sum(p.numel() for p in model.parameters())
     assert matrices == total - (0 if tied else 50 * 32)
     assert training_flops(100, 10, layers=0, hidden_size=1, mean_length=1) == 6000
+
+
+def test_loading_and_saving_are_silent_and_leave_transformers_as_it_was(tmp_path, capfd):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    save_model(new_model(SHAPE, **IDS, seed=1), tmp_path)
+    load_model(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()

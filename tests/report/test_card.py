@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,18 @@ def test_metadata_is_the_first_thing_in_the_file(material: Material) -> None:
     card = card_text(material)
     assert card.startswith("---\nlicense: apache-2.0\n")
     assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "Pebble"
+
+
+def test_two_evaluations_of_the_same_questions_stand_side_by_side(material: Material, small: dict[str, Artifact], put: Any) -> None:
+    results = json.loads(small["scores"].path("results.json").read_text())
+    for row in results["rows"]:
+        row |= {"value": row["value"] / 2, "low": 0.0, "high": 1.0}
+    evidence = small["scores"].path("samples/pebble.jsonl").read_text()
+    files = {"results.json": results, "samples/pebble.jsonl": evidence}
+    before = put("before", "evaluate", files, (small["base"],), config={"model": "base"})
+    card = card_text(replace(material, evaluations=[read_evaluation(before), *material.evaluations]))
+    table = section(card, "Results").partition("### Side by side")[2].partition("###")[0]
+    assert "| Suite | Metric | n | `base` | `chat` |" in table
+    assert "| pebble/facts | `exact` | 200 | 48.8 % (0.0 to 100.0 %) | 97.5 % (94.3 to 98.9 %) |" in table
+    assert "held-out" in table
+    assert "Side by side" not in card_text(material)

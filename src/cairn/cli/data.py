@@ -63,7 +63,9 @@ def stats(
     if json:
         print_json(table.as_dict())
     elif markdown:
-        print(table.markdown(), end="")
+        from cairn.report.tables import mix_table
+
+        print(mix_table(table.as_dict()), end="")
     else:
         _show(table.as_dict())
 

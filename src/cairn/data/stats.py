@@ -8,7 +8,7 @@ white space stand for tokens, and the header says so. A preference counts its pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,6 @@ class MixTable:
             self._add_dialogue(one, row, tokens)
         self._subsets.setdefault(subset or row.get("source") or "unnamed", Subset()).add(one)
 
-    def counted(self, rows: Iterable[Row], subset: str | None = None) -> Iterator[Row]:
-        """The same rows, each counted as it passes."""
-        for row in rows:
-            self.add(row, subset)
-            yield row
-
     def _around(self) -> int:
         """Tokens that encoding puts around a text: where rows count as rendered, plain text does too."""
         if self._renderer is None or self._tokenizer is None:
@@ -107,11 +101,6 @@ class MixTable:
             total.add(subset)
         return {"unit": self.unit, "subsets": [s.as_row(name) for name, s in self._subsets.items()], "total": total.as_row("Total")}
 
-    def markdown(self) -> str:
-        """The table for a card."""
-        return mix_markdown(self.as_dict())
-
-
 def headers(unit: str) -> list[str]:
     """The table's column names; lengths say what they count where it is not tokens."""
     if unit == "tokens":
@@ -126,19 +115,6 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         return [*out, PLAIN, "", "", ""]
     averages = (row[k] for k in ("avg_queries", "avg_query_length", "avg_replies", "avg_reply_length"))
     return [*out, *("" if value is None else f"{value:.2f}" for value in averages)]
-
-
-def mix_markdown(table: Mapping[str, Any]) -> str:
-    """A mix table (`MixTable.as_dict`, also out of a record) as Markdown; its last row is the total."""
-    names = headers(table["unit"])
-    lines = [_line(names), _line(["---"] + ["---:"] * (len(names) - 1))]
-    lines += [_line(cells(row)) for row in table["subsets"]]
-    lines.append(_line([f"**{c}**" if c else "" for c in cells(table["total"])]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(texts: list[str]) -> str:
-    return "| " + " | ".join(t.replace("|", "\\|") for t in texts) + " |"
 
 
 def _ratio(a: int, b: int) -> float | None:

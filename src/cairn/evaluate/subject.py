@@ -41,12 +41,9 @@ class Subject:
     @property
     def context(self) -> int | None:
         """How many positions the model was made for; None where it has no bound."""
-        config = self.model.config.get_text_config(decoder=True)
-        for name in ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx"):
-            value = getattr(config, name, None)
-            if isinstance(value, int) and value > 0:
-                return value
-        return None
+        from cairn.model.context import context_length
+
+        return context_length(self.model.config)
 
 
 def load_subject(folder: Path, dtype: str = "float32") -> Subject:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +53,7 @@ def load(
         UserError: a folder without these, or with pickled weights.
     """
     tokenizer = Tokenizer.load(folder)
-    with _no_bars():
-        model = load_model(folder, dtype)
+    model = load_model(folder, dtype)
     engine = Engine(
         model, pad_id=tokenizer.pad_id or 0, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic
     )
@@ -64,20 +61,6 @@ def load(
     if format is not None:
         loaded.format = load_format(format)
     return loaded
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars off the screen, where a conversation or another bar is."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def load_chat(

@@ -85,4 +85,14 @@ def replace(value: Any, location: Location, new: Any) -> Any:
     return [replace(v, rest, new) if i == head else v for i, v in enumerate(value)]
 
 
-__all__ = ["INPUT", "STAGE", "InputPath", "Location", "StageRef", "marked", "replace"]
+def locate(value: Any, place: str) -> tuple[Location, Any]:
+    """The location that a dotted place such as `data.0.path` is in a nested JSON-like value, and what stands there."""
+    found: list[str | int] = []
+    for part in place.split("."):
+        step: str | int = int(part) if isinstance(value, list) else part
+        value = value[step]
+        found.append(step)
+    return tuple(found), value
+
+
+__all__ = ["INPUT", "STAGE", "InputPath", "Location", "StageRef", "locate", "marked", "replace"]

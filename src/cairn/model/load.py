@@ -70,13 +70,12 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
         return model.eval() if eval_mode else model.train()
     if path.is_dir():
         refuse_pickles(path)
-    _quiet()
     settings: dict[str, Any] = {"dtype": dtype_of(dtype), "use_safetensors": True, "trust_remote_code": False}
     # Weights of another shape are then listed, and refused below by name; transformers itself only points to a table in its log.
     settings["ignore_mismatched_sizes"] = True
     loader: Any = AutoModelForCausalLM
     try:
-        with _no_report():
+        with _silent():
             model, found = loader.from_pretrained(str(folder), **settings, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -97,28 +96,24 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
 
 
 @contextmanager
-def _no_report() -> Iterator[None]:
-    """Without transformers' table of a hundred lines: what matters in it is told in one."""
+def _silent() -> Iterator[None]:
+    """Without transformers' bars, which break the lines of ours, and its table of a hundred lines: what matters in it is told in one."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
-
-
-def _quiet() -> None:
-    """No progress bars of transformers' own: they break the lines of ours."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def save_model(model: Any, folder: Path, *, stop_ids: list[int] | None = None) -> None:
     """Write config.json, model.safetensors and generation_config.json; bytes depend on the weights and the configuration alone."""
-    _quiet()
     if stop_ids:
         model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
-    model.save_pretrained(str(folder), safe_serialization=True)
+    with _silent():
+        model.save_pretrained(str(folder), safe_serialization=True)

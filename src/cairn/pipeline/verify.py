@@ -16,7 +16,7 @@ from cairn.ledger.compare import explain, first_difference
 from cairn.ledger.environment import environment
 from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.record import RECORD, hash_outputs
-from cairn.ledger.refs import replace
+from cairn.ledger.refs import locate, replace
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.keys import stage_code
 from cairn.pipeline.run import plain
@@ -150,15 +150,10 @@ def _context(artifact: Artifact, stage: Stage, store: Store, draft: Path, progre
 
 def _same_file(config: Any, place: str, absolute: str, digest: str, store: Store) -> Any:
     """`config`, with the path at `place` made absolute if the file is found only so."""
-    given: Any = config
-    location: list[str | int] = []
-    for part in place.split("."):
-        step: str | int = int(part) if isinstance(given, list) else part
-        location.append(step)
-        given = given[step]
+    location, given = locate(config, place)
     for path in (Path(given), Path(absolute)):
         if path.exists() and store.content_digest(path) == digest:
-            return config if str(path) == given else replace(config, tuple(location), str(path))
+            return config if str(path) == given else replace(config, location, str(path))
     exists = Path(absolute).exists()
     what = "a file that the stage read has changed since" if exists else "a file that the stage read is gone"
     raise UserError(what, where=absolute, remedy="put it back: only on the same bytes can the stage be replayed")

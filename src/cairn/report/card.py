@@ -6,16 +6,15 @@ Every number is read from a record or from a file that a record names. Two build
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
-from cairn.data.stats import mix_markdown
 from cairn.ledger.store import Artifact
 from cairn.report.lineage import ancestry, tree_text
-from cairn.report.release import CURVE, EVALUATIONS, LINEAGE, Material
-from cairn.report.tables import evidence_table, is_share, likelihood_table, markdown_table, results_table
+from cairn.report.release import CURVE, EVALUATIONS, LINEAGE, Evaluation, Material
+from cairn.report.tables import compared_table, evidence_table, is_share, likelihood_table, markdown_table, mix_table, results_table
 
 _TYPES = {"exact": "exact_match", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
 """Hugging Face's names of metrics; every other one is a share of right answers, which it calls accuracy."""
@@ -125,13 +124,13 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 def _results(material: Material) -> str:
     if not material.evaluations:
         return ""
-    parts = []
+    parts = _side_by_side(material.evaluations)
     for evaluation in material.evaluations:
         rows = evaluation.results["rows"]
         shares = [row for row in rows if is_share(row["metric"])]
         others = [row for row in rows if not is_share(row["metric"])]
         if len(material.evaluations) > 1:
-            parts.append(f"### `{evaluation.name}` (model: `{evaluation.artifact.record.config.get('model', '')}`)\n")
+            parts.append(f"### `{evaluation.name}` (model: `{_model_of(evaluation)}`)\n")
         if shares:
             limits = sorted({f"{row['detail']['max_new_tokens']} tokens" for row in shares if "max_new_tokens" in row["detail"]})
             extractors = sorted({row["detail"]["extractor"] for row in shares if "extractor" in row["detail"]})
@@ -151,6 +150,23 @@ def _results(material: Material) -> str:
         f"They lie in `{EVALUATIONS}/`.\n"
     )
     return _section("Results", *parts, evidence_table(evidence))
+
+
+def _side_by_side(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What all the evaluations asked, in one table: nothing where there is one evaluation, or where they asked other things."""
+    found = [{(row["suite"], row["metric"], row["n"]): row for row in evaluation.results["rows"]} for evaluation in evaluations]
+    common = [asked for asked in found[0] if all(asked in rows for rows in found)]
+    if len(found) < 2 or not common:
+        return []
+    rows = [{"suite": s, "metric": m, "n": n, "values": [of_model[s, m, n] for of_model in found]} for s, m, n in common]
+    models = [_model_of(evaluation) for evaluation in evaluations]
+    names = models if len(set(models)) == len(models) else [evaluation.name for evaluation in evaluations]
+    return ["### Side by side\n", compared_table([f"`{name}`" for name in names], rows)]
+
+
+def _model_of(evaluation: Evaluation) -> str:
+    """The name of the stage whose model was examined."""
+    return str(evaluation.artifact.record.config.get("model", ""))
 
 
 def _overlap(material: Material) -> str:
@@ -205,7 +221,7 @@ def _mix(material: Material) -> str:
     for training in material.trainings():
         path = training.path("mix.json")
         if path.is_file():
-            parts.append(f"Learnt in `{training.record.name}`:\n\n{mix_markdown(json.loads(path.read_text(encoding='utf-8')))}")
+            parts.append(f"Learnt in `{training.record.name}`:\n\n{mix_table(json.loads(path.read_text(encoding='utf-8')))}")
     if not parts:
         return ""
     meaning = (

@@ -1,6 +1,7 @@
 """Where an artifact comes from: its ancestors' records, as a tree and as values. Knows the ledger; knows no stage.
 
-Clock times, and paths outside of the store, are left out: what is written here must be the same bytes when it is made again.
+What goes into a release (`tree_text`, `timeless`) leaves out clock times and paths outside of the store: it must be the same bytes when it
+is made again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cairn.ledger.record import Record
-from cairn.ledger.refs import replace
+from cairn.ledger.refs import locate, replace
 from cairn.ledger.store import Artifact, Store
 
 
@@ -23,6 +24,29 @@ def ancestry(artifacts: Sequence[Artifact], store: Store) -> list[Artifact]:
     for artifact in artifacts:
         found |= {ancestor.key: ancestor for ancestor in store.lineage(artifact)}
     return list(found.values())
+
+
+def tree_value(artifact: Artifact, store: Store) -> dict[str, Any]:
+    """The lineage of an artifact as nested values: {"name", "kind", "key", "digest", "seed", "started", "inputs", "files"}.
+
+    An input that was made anew since, or is gone, has a "note"; of one that is gone nothing else is known but key and digest.
+    """
+    record = artifact.record
+    inputs = []
+    for label, source in record.inputs.items():
+        found = store.get(source.key)
+        if found is None:
+            inputs.append({"name": label, "kind": None, "key": source.key, "digest": source.digest, "note": "no longer in the store"})
+            continue
+        branch = {**tree_value(found, store), "name": label}
+        if found.record.digest != source.digest:
+            branch["note"] = f"made anew since: digest {source.digest[:12]} was read"
+        inputs.append(branch)
+    files = [{"place": place, "path": file.path, "sha256": file.sha256} for place, file in record.files.items()]
+    return {
+        "name": record.name, "kind": record.kind, "key": record.key, "digest": record.digest, "seed": record.seed,
+        "started": record.times.get("started"), "inputs": inputs, "files": files,
+    }  # fmt: skip
 
 
 def tree_text(artifacts: Sequence[Artifact], store: Store) -> str:
@@ -54,7 +78,7 @@ def timeless(record: Record) -> dict[str, Any]:
     """A record as values, without clock times and without where things lay."""
     config: Any = record.config
     for place, file in record.files.items():
-        config = replace(config, _location(config, place), {"content": file.sha256})
+        config = replace(config, locate(config, place)[0], {"content": file.sha256})
     return {
         "name": record.name,
         "kind": record.kind,
@@ -69,13 +93,3 @@ def timeless(record: Record) -> dict[str, Any]:
         "metrics": record.metrics,
         "outputs": {path: output.model_dump() for path, output in record.outputs.items()},
     }
-
-
-def _location(config: Any, place: str) -> tuple[str | int, ...]:
-    """A dotted place in a configuration, its parts being keys or the numbers of a list's items."""
-    found: list[str | int] = []
-    for part in place.split("."):
-        step: str | int = int(part) if isinstance(config, list) else part
-        config = config[step]
-        found.append(step)
-    return tuple(found)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from cairn.data import stats
 
 NO_SHARES = frozenset({"perplexity", "bits_per_byte"})
 """Metrics that are no share of right answers: no percent sign, no bar."""
@@ -42,13 +45,40 @@ def _line(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 
 
+def mix_table(table: Mapping[str, Any]) -> str:
+    """A mix table (`MixTable.as_dict`, also out of a record); its last row is the total."""
+    names = stats.headers(table["unit"])
+    total = [f"**{cell}**" if cell else "" for cell in stats.cells(table["total"])]
+    return markdown_table(names, [*map(stats.cells, table["subsets"]), total], right=range(1, len(names)))
+
+
 def results_table(rows: Iterable[dict[str, Any]]) -> str:
     """The table of scores: what was asked, how often, the share of right answers with its interval."""
     cells = []
     for r in rows:
         value, interval = show_value(r["metric"], r["value"]), show_interval(r["metric"], r["low"], r["high"])
-        cells.append((r["suite"], f"`{r['metric']}`: {r['right']}", f"{r['n']:,}", value, interval))
+        examples = r["detail"].get("few_shot") or []
+        suite = f"{r['suite']} ({len(examples)}-shot)" if examples else r["suite"]
+        cells.append((suite, f"`{r['metric']}`: {r['right']}", f"{r['n']:,}", value, interval))
     return markdown_table(["Suite", "Metric", "n", "Score", "95 % interval"], cells, right=(2, 3, 4))
+
+
+def compared_table(models: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Several models side by side, and the plain mean of what are shares of right answers.
+
+    Args:
+        models: their names.
+        rows: `{"suite", "metric", "n", "values": [{"value", "low", "high"}, …]}`, a value for each model.
+    """
+    cells = []
+    for r in rows:
+        shown = [f"{show_value(r['metric'], v['value'])} ({show_interval(r['metric'], v['low'], v['high'])})" for v in r["values"]]
+        cells.append([r["suite"], f"`{r['metric']}`", f"{r['n']:,}", *shown])
+    shares = [r["values"] for r in rows if is_share(r["metric"])]
+    if len(shares) > 1:
+        means = (math.fsum(values[i]["value"] for values in shares) / len(shares) for i in range(len(models)))
+        cells.append([f"**Average of {len(shares)}**", "", "", *(f"**{show_value('', mean)}**" for mean in means)])
+    return markdown_table(["Suite", "Metric", "n", *models], cells, right=range(2, 3 + len(models)))
 
 
 def likelihood_table(rows: Iterable[dict[str, Any]]) -> str:

@@ -139,11 +139,6 @@ class Tokenizer:
         """The ids of `text` that follows a special token, as Hugging Face's tokenizer gives them for the whole text."""
         return self.encode_continued(text) if self._special_continues else self.encode(text)
 
-    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of `text`, and for each the characters (start, end) that it stands for."""
-        found = self.backend.encode(text, add_special_tokens=False)
-        return list(found.ids), list(found.offsets)
-
     def _encode_apart(self, text: str) -> list[int]:
         """Encode text whose look-alikes are ordinary pieces of the vocabulary as well (unigram models): cut inside each look-alike."""
         starts = sorted({at + 1 for name in self.special for at in _occurrences(text, name) if len(name) > 1})
