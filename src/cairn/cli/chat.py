@@ -14,7 +14,8 @@ from cairn.errors import UserError
 
 if TYPE_CHECKING:
     from cairn.chat.format import Format
-    from cairn.cli.repl import Conversation
+    from cairn.cli.repl import Interrupt
+    from cairn.generate.dialogue import Conversation
     from cairn.generate.session import Session
 
 
@@ -52,6 +53,7 @@ def command(
         cairn chat pebble/chat --tools tools.json --once "What is the weather in Oslo?"
     """
     from cairn.cli import repl
+    from cairn.generate.dialogue import Conversation, Dialogue, read_tools
     from cairn.pipeline.resolve import model_folder
 
     if json and once is None:
@@ -61,16 +63,17 @@ def command(
     sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     folder = model_folder(ref, open_store(store))
     chat_format = _format(folder, format)
-    dialogue = repl.Dialogue(system=system, tools=repl.read_tools(tools) if tools else None)
+    dialogue = Dialogue(system=system, tools=read_tools(tools) if tools else None)
     for text in attr or ():
         dialogue.set_attribute(chat_format, text)
-    conversation = repl.Conversation(_load(folder, format, dtype), dialogue, sampling, stop or ())
+    interrupt = repl.Interrupt()
+    conversation = Conversation(_load(folder, format, dtype), dialogue, sampling, stop or (), interrupt.cancelled)
     if once is not None:
-        _once(conversation, sys.stdin.read() if once == "-" else once, json)
+        _once(conversation, sys.stdin.read() if once == "-" else once, json, interrupt)
     elif sys.stdin.isatty():
-        repl.Interactive(conversation, ref).run()
+        repl.Interactive(conversation, ref, interrupt).run()
     else:
-        repl.piped(conversation, sys.stdin)
+        repl.piped(conversation, sys.stdin, interrupt)
 
 
 def _format(folder: Path, name: str | None) -> Format:
@@ -106,14 +109,16 @@ def _load(folder: Path, format: str | None, dtype: str) -> Session:
         return load_chat(folder, format=format, dtype=dtype).session
 
 
-def _once(conversation: Conversation, message: str, json: bool) -> None:
+def _once(conversation: Conversation, message: str, json: bool, interrupt: Interrupt) -> None:
     from cairn.cli import repl
     from cairn.generate.session import Final
 
     if not json:
-        repl.show_answer(conversation.ask(message), repl.Screen())
+        with interrupt:
+            repl.show_answer(conversation.ask(message), repl.Screen())
         return
-    *_, final = conversation.ask(message)
+    with interrupt:
+        *_, final = conversation.ask(message)
     assert isinstance(final, Final)
     print_json(
         {

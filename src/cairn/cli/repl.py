@@ -1,4 +1,4 @@
-"""A conversation on a terminal or a pipe: what is typed, what is shown, what Ctrl-C stops. Knows sessions; loads no model."""
+"""A conversation on a terminal or a pipe: what is typed, what is shown, what Ctrl-C stops. Keeps nothing of it; loads no model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -17,9 +16,8 @@ from cairn.cli.show import err, out
 from cairn.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from cairn.chat.format import Format
-    from cairn.generate.sampling import Sampling
-    from cairn.generate.session import Final, Piece, Session
+    from cairn.generate.dialogue import Conversation
+    from cairn.generate.session import Final, Piece
 
 Message = dict[str, Any]
 
@@ -40,140 +38,7 @@ HELP = {
 }
 
 
-def read_tools(path: Path) -> list[dict[str, Any]]:
-    """The function schemas of a file: a JSON list of them or one alone, in OpenAI's wrapper or bare.
-
-    Raises:
-        UserError: no such file, no JSON, or no function schemas.
-    """
-    from cairn.chat.messages import check_messages
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path), remedy="check the path") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the functions: {error}", where=str(path), remedy="give a JSON list of function schemas") from None
-    tools = [value] if isinstance(value, dict) else value
-    try:
-        check_messages([{"role": "user", "content": "-"}], tools=tools)
-    except UserError as error:
-        raise UserError(error.what, where=f"{path}, {error.where}", remedy=error.remedy) from None
-    return list(tools)
-
-
-@dataclass
-class Dialogue:
-    """What a conversation holds so far. Saved as it is, it is a row of data."""
-
-    system: str | None = None
-    tools: list[dict[str, Any]] | None = None
-    attributes: dict[str, int] = field(default_factory=dict)
-    turns: list[Message] = field(default_factory=list)
-
-    @property
-    def messages(self) -> list[Message]:
-        """The system message, where there is one, and the turns."""
-        return self.opening + self.turns
-
-    @property
-    def opening(self) -> list[Message]:
-        """The system message, where there is one; an empty one is none."""
-        return [{"role": "system", "content": self.system}] if self.system else []
-
-    def pending(self) -> list[dict[str, Any]]:
-        """The functions that were called in the last answer and whose results are not there yet."""
-        results = next((n for n, message in enumerate(reversed(self.turns)) if message["role"] != "tool"), 0)
-        last = self.turns[-1 - results] if self.turns else {}
-        return [call["function"] for call in last.get("tool_calls") or []][results:]
-
-    def set_attribute(self, format: Format, text: str) -> None:
-        """Take `name=value`; `name=` removes the attribute.
-
-        Raises:
-            UserError: the format has no such attribute, or the value is out of its range.
-        """
-        name, equals, value = (part.strip() for part in text.partition("="))
-        if not equals or not name:
-            raise UserError(f"'{text}' is no attribute", where="--attr", remedy="write name=value, such as helpfulness=4")
-        if not value:
-            self.attributes.pop(name, None)
-            return
-        try:
-            number: Any = int(value)
-        except ValueError:
-            number = value
-        format.check_attributes({name: number})
-        self.attributes[name] = number
-
-    def row(self) -> dict[str, Any]:
-        """The conversation as a row."""
-        kept = {"tools": self.tools, "attributes": self.attributes}
-        return {"messages": self.messages, **{key: value for key, value in kept.items() if value}, "source": "chat"}
-
-
-class Conversation:
-    """A dialogue with a model: messages go in, answers come out and are kept."""
-
-    def __init__(self, session: Session, dialogue: Dialogue, sampling: Sampling, stop_strings: Sequence[str] = ()) -> None:
-        self.session, self.dialogue, self.sampling, self.stop_strings = session, dialogue, sampling, tuple(stop_strings)
-        self.interrupt = _Interrupt()
-        self._answers = 0
-
-    def ask(self, text: str) -> Iterator[Piece | Final]:
-        """The answer to a message of the user."""
-        return self._answer([{"role": "user", "content": text}])
-
-    def result(self, text: str | None = None) -> Iterator[Piece | Final] | None:
-        """Take the result of the next pending call; the answer, once the last result is there.
-
-        Args:
-            text: the result, JSON; None gives the call itself as its result.
-
-        Raises:
-            UserError: nothing was called, or the result is not JSON.
-        """
-        pending = self.dialogue.pending()
-        if not pending:
-            remedy = "ask something that needs one of the functions (/tools FILE offers some)"
-            raise UserError("no function call waits for a result", remedy=remedy)
-        if text is None:
-            text = json.dumps({"arguments": pending[0]["arguments"], "name": pending[0]["name"]}, ensure_ascii=False)
-        else:
-            try:
-                json.loads(text)
-            except ValueError as error:
-                remedy = 'write it as JSON, such as {"temperature": 7}'
-                raise UserError(f"the result is not JSON: {error}", where="/tool", remedy=remedy) from None
-        message = {"role": "tool", "name": pending[0]["name"], "content": text}
-        if len(pending) > 1:
-            self.dialogue.turns.append(message)
-            return None
-        return self._answer([message])
-
-    def _answer(self, added: list[Message]) -> Iterator[Piece | Final]:
-        """Answer the dialogue with `added`, and keep both. Nothing is kept of a turn that failed or stayed empty."""
-        from cairn.generate.session import Final
-
-        dialogue = self.dialogue
-        with self.interrupt:
-            events = self.session.reply(
-                dialogue.opening + dialogue.turns + added,
-                tools=dialogue.tools,
-                attributes=dialogue.attributes,
-                sampling=self.sampling,
-                stop_strings=self.stop_strings,
-                cancelled=lambda: self.interrupt.seen,
-                index=self._answers,
-            )
-            for event in events:
-                if isinstance(event, Final) and (event.message.get("tool_calls") or event.message["content"].strip()):
-                    dialogue.turns += [*added, event.message]
-                    self._answers += 1
-                yield event
-
-
-class _Interrupt:
+class Interrupt:
     """While an answer runs, Ctrl-C only sets `seen`, which the engine asks for between tokens; a second one does not wait for that."""
 
     def __init__(self) -> None:
@@ -190,6 +55,10 @@ class _Interrupt:
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
+
+    def cancelled(self) -> bool:
+        """Whether Ctrl-C was pressed since the answer began."""
+        return self.seen
 
 
 class Screen:
@@ -269,8 +138,8 @@ def _harmless(sign: str) -> str:
 class Commands:
     """What lines mean: messages, and commands that begin with a slash."""
 
-    def __init__(self, conversation: Conversation, screen: Screen) -> None:
-        self.conversation, self.screen = conversation, screen
+    def __init__(self, conversation: Conversation, screen: Screen, interrupt: Interrupt) -> None:
+        self.conversation, self.screen, self.interrupt = conversation, screen, interrupt
 
     def take(self, line: str) -> bool:
         """Do what a line says; false where it says to leave.
@@ -282,7 +151,7 @@ class Commands:
         if not line.strip():
             return True
         if not line.startswith("/"):
-            show_answer(self.conversation.ask(line), self.screen)
+            self._show(self.conversation.ask(line))
             return True
         word, _, rest = line.partition(" ")
         if word in ("/quit", "/exit"):
@@ -292,6 +161,10 @@ class Commands:
             raise UserError(f"there is no command {word}", remedy=did_you_mean(word, [name.split()[0] for name in HELP]))
         method(rest.strip())
         return True
+
+    def _show(self, events: Iterator[Piece | Final]) -> None:
+        with self.interrupt:
+            show_answer(events, self.screen)
 
     def _do_help(self, rest: str) -> None:
         width = max(map(len, HELP))
@@ -309,11 +182,12 @@ class Commands:
         dialogue, format = self.conversation.dialogue, self.conversation.session.format
         if rest:
             dialogue.set_attribute(format, rest)
-        known = {name: attribute.default for name, attribute in (format.attributes or {}).items()}
-        values = {**known, **dialogue.attributes}
+        values = dialogue.attribute_values(format)
         self.screen.note(" ".join(f"{name}={value}" for name, value in values.items()) or "this format has no attributes")
 
     def _do_tools(self, rest: str) -> None:
+        from cairn.generate.dialogue import read_tools
+
         dialogue = self.conversation.dialogue
         if rest:
             dialogue.tools = None if rest == "off" else read_tools(Path(rest).expanduser())
@@ -329,25 +203,15 @@ class Commands:
     def _result(self, text: str | None) -> None:
         events = self.conversation.result(text)
         if events is not None:
-            show_answer(events, self.screen)
+            self._show(events)
             return
         self.screen.note(f"next: the result of {self.conversation.dialogue.pending()[0]['name']}")
 
     def _do_save(self, rest: str) -> None:
-        from cairn.config import canonical_bytes
-        from cairn.ledger.store import write_atomically
-
-        dialogue = self.conversation.dialogue
         if not rest:
             raise UserError("no file named", where="/save", remedy="write /save FILE")
-        if not dialogue.turns:
-            raise UserError("there is nothing to save yet", where="/save", remedy="ask something first")
         path = Path(rest).expanduser()
-        try:
-            before = path.read_bytes() if path.exists() else b""
-            write_atomically(path, before + canonical_bytes(dialogue.row()) + b"\n")
-        except OSError as error:
-            raise UserError(f"cannot write the file: {error}", where=str(path), remedy="name another one") from None
+        self.conversation.dialogue.save(path)
         self.screen.note(f"saved to {path}")
 
 
@@ -365,9 +229,9 @@ def _messages(lines: Iterator[str]) -> Iterator[str]:
         yield "\n".join(block)
 
 
-def piped(conversation: Conversation, stream: TextIO) -> None:
+def piped(conversation: Conversation, stream: TextIO, interrupt: Interrupt) -> None:
     """Take every line of a stream as a message or a command. The first mistake ends it."""
-    commands = Commands(conversation, Screen())
+    commands = Commands(conversation, Screen(), interrupt)
     for line in _messages(iter(stream.readline, "")):
         if not commands.take(line):
             return
@@ -379,11 +243,12 @@ class Interactive:
     Args:
         conversation: the dialogue.
         name: what the model is called.
+        interrupt: what Ctrl-C sets while an answer runs.
     """
 
-    def __init__(self, conversation: Conversation, name: str) -> None:
+    def __init__(self, conversation: Conversation, name: str, interrupt: Interrupt) -> None:
         self.screen = Screen()
-        self.commands = Commands(conversation, self.screen)
+        self.commands = Commands(conversation, self.screen, interrupt)
         self.conversation, self.name = conversation, name
 
     def run(self) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cairn.cli.show import Json, StoreDir, open_store, out, print_json
-
-if TYPE_CHECKING:
-    from cairn.ledger.store import Artifact, Store
 
 
 def command(
@@ -24,32 +21,14 @@ def command(
         cairn trace pebble/chat
     """
     from cairn.pipeline.resolve import resolve_artifact
+    from cairn.report.lineage import tree_value
 
     place = open_store(store)
-    tree = _lineage(resolve_artifact(ref, place), place)
+    tree = tree_value(resolve_artifact(ref, place), place)
     if json:
         print_json(tree)
     else:
         out().print(_draw(tree, set()))
-
-
-def _lineage(artifact: Artifact, store: Store) -> dict[str, Any]:
-    record = artifact.record
-    inputs = []
-    for label, source in record.inputs.items():
-        found = store.get(source.key)
-        if found is None:
-            inputs.append({"name": label, "kind": None, "key": source.key, "digest": source.digest, "note": "no longer in the store"})
-            continue
-        branch = {**_lineage(found, store), "name": label}
-        if found.record.digest != source.digest:
-            branch["note"] = f"made anew since: digest {source.digest[:12]} was read"
-        inputs.append(branch)
-    files = [{"place": place, "path": file.path, "sha256": file.sha256} for place, file in record.files.items()]
-    return {
-        "name": record.name, "kind": record.kind, "key": record.key, "digest": record.digest, "seed": record.seed,
-        "started": record.times.get("started"), "inputs": inputs, "files": files,
-    }  # fmt: skip
 
 
 def _draw(node: dict[str, Any], seen: set[str], tree: Any = None) -> Any:
