@@ -79,6 +79,8 @@ PIECES = [
         "\x00",
         "\x7f",
     ),
+    *("USER: ", " ASSISTANT: ", " USER", "ASSISTANT"),
+    "A chat between a curious user and an artificial intelligence assistant.",
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
 ]
 

@@ -12,8 +12,6 @@ from cairn.chat.render import Renderer, render_text
 from cairn.tokenizer.load import Tokenizer
 from cairn.tokenizer.train import TokenizerConfig, train_tokenizer
 
-FORMATS = ("alpaca", "chatml", "crystal", "k2", "karakuri", "komt", "llama2", "zephyr")
-
 LINES = [
     "The kettle sings, and the answer is known to the user of the system.",
     "a  b   c\n\nd\n\n\n  e \t f 0123456789 <tag> [list] ### Heading\n- item\n",
@@ -26,9 +24,8 @@ LINES = [
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tokenizer folder for every format."""
-    assert tuple(format_names()) == FORMATS
     out = {}
-    for name in FORMATS:
+    for name in format_names():
         format = load_format(name)
         call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
         talk = [

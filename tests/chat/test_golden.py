@@ -16,6 +16,11 @@ DIALOGUE = [
     {"role": "user", "content": "three"},
     {"role": "assistant", "content": "four"},
 ]
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+HEAD = {role: f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in ("system", "user", "assistant", "ipython")}
 ATTRIBUTES = "helpfulness: 4 correctness: 4 coherence: 4 complexity: 4 verbosity: 4 quality: 4 toxicity: 0 humor: 0 creativity: 0"
 
 GOLDEN = {
@@ -27,6 +32,10 @@ GOLDEN = {
     "llama2": "<s>[INST] <<SYS>>\nSYS\n<</SYS>>\n\none [/INST] two </s><s>[INST] three [/INST] four </s>",
     "chatml": "<|im_start|>system\nSYS<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
     "<|im_start|>user\nthree<|im_end|>\n<|im_start|>assistant\nfour<|im_end|>\n",
+    "llama3": f"<|begin_of_text|>{HEAD['system']}SYS<|eot_id|>{HEAD['user']}one<|eot_id|>{HEAD['assistant']}two<|eot_id|>"
+    f"{HEAD['user']}three<|eot_id|>{HEAD['assistant']}four<|eot_id|>",
+    "mistral": "<s>[SYSTEM_PROMPT]SYS[/SYSTEM_PROMPT][INST]one[/INST]two</s>[INST]three[/INST]four</s>",
+    "vicuna": "<s>SYS USER: one ASSISTANT: two</s>USER: three ASSISTANT: four</s>",
     "zephyr": "<|system|>\nSYS</s>\n<|user|>\none</s>\n<|assistant|>\ntwo</s>\n<|user|>\nthree</s>\n<|assistant|>\nfour</s>\n",
     "alpaca": "SYS\n\n### Instruction:\none\n\n### Response:\ntwo</s>\n\n### Instruction:\nthree\n\n### Response:\nfour</s>",
 }
@@ -37,6 +46,9 @@ WITHOUT_SYSTEM = {
     "karakuri": f"<s>[INST] one [ATTR] {ATTRIBUTES} [/ATTR] [/INST] ",
     "llama2": "<s>[INST] one [/INST] ",
     "chatml": "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n",
+    "llama3": f"<|begin_of_text|>{HEAD['user']}one<|eot_id|>{HEAD['assistant']}",
+    "mistral": "<s>[INST]one[/INST]",
+    "vicuna": f"<s>{VICUNA} USER: one ASSISTANT: ",
     "zephyr": "<|user|>\none</s>\n<|assistant|>\n",
     "alpaca": "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\none\n\n### Response:\n",
@@ -58,10 +70,19 @@ TOOLS = {
     "llama2": f"<s>[INST] one [/INST] {CALLED} </s><s>[INST] {GAVE} [/INST] - none </s>",
     "chatml": f"<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n{CALLED}<|im_end|>\n<|im_start|>tool\n{GAVE}<|im_end|>\n"
     "<|im_start|>assistant\n- none<|im_end|>\n",
+    "llama3": f"<|begin_of_text|>{HEAD['user']}one<|eot_id|>{HEAD['assistant']}{CALLED}<|eot_id|>"
+    f"{HEAD['ipython']}{GAVE}<|eot_id|>{HEAD['assistant']}- none<|eot_id|>",
+    "mistral": f"<s>[INST]one[/INST]{CALLED}</s>[INST]{GAVE}[/INST]- none</s>",
+    "vicuna": f"<s>{VICUNA} USER: one ASSISTANT: {CALLED}</s>USER: {GAVE} ASSISTANT: - none</s>",
     "zephyr": f"<|user|>\none</s>\n<|assistant|>\n{CALLED}</s>\n<|user|>\n{GAVE}</s>\n<|assistant|>\n- none</s>\n",
     "alpaca": WITHOUT_SYSTEM["alpaca"] + f"{CALLED}</s>\n\n### Instruction:\n{GAVE}\n\n### Response:\n- none</s>",
 }
-STOPS = {"k2": ["<|endoftext|>", "<|beginofuser|>"], "crystal": ["</s>", "<|im_start|>"], "chatml": ["<|im_end|>"]}
+STOPS = {
+    "k2": ["<|endoftext|>", "<|beginofuser|>"],
+    "crystal": ["</s>", "<|im_start|>"],
+    "chatml": ["<|im_end|>"],
+    "llama3": ["<|eot_id|>"],
+}
 
 
 def test_every_format_has_a_golden_text() -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cairn.chat.compare import border_differences, hf_ids
-from cairn.chat.format import load_format
+from cairn.chat.format import format_names, load_format
 from cairn.chat.parse import parse, parse_answer
 from cairn.chat.render import Renderer
 from cairn.tokenizer.load import Tokenizer
@@ -21,7 +21,7 @@ from cairn.tokenizer.train import byte_tokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 from chat_strategies import MARKERS, SPECIALS, conversations, supervised_text, texts
 
-FORMATS = ("alpaca", "chatml", "crystal", "k2", "karakuri", "komt", "llama2", "zephyr")
+FORMATS = tuple(format_names())
 EXAMPLES = int(os.environ.get("CAIRN_EXAMPLES", "20"))
 """How many conversations for each format and property; more for a deep search."""
 
@@ -147,7 +147,8 @@ def test_hugging_faces_tokenizer_agrees_on_tools(name: str, renderers: dict[str,
         {"role": "tool", "content": "2\n"},
         {"role": "assistant", "content": " done"},
     ]
-    row = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f", "description": '[/INST] "x" ### Response: '}}]}
+    markers = " ".join(renderer.format.escapes)
+    row = {"messages": messages, "tools": [{"type": "function", "function": {"name": "f", "description": f'{markers} "x"\n'}}]}
     lookalike = {"messages": [{"role": "user", "content": renderer.eos}, {"role": "assistant", "content": "no"}]}
     found = border_differences(renderer, hf_tokenizers[name], [row, row, lookalike])
     assert found == {"rows": 3, "differ": 1, "lookalikes": 1, "first": None}
