@@ -65,3 +65,18 @@ def test_ill_text_in_a_key_reaches_the_screen_as_escapes(tmp_path, capsys):
     assert "[bold]" in shown
     assert main(["check", str(tmp_path / "x.jsonl"), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["problems"]
+
+
+def test_preferences_and_rankings_are_checked(tmp_path, capsys):
+    question, say = GOOD["messages"][:1], (lambda text: [{"role": "assistant", "content": text}])
+    rows = [
+        {"messages": question, "chosen": say("A"), "rejected": say("B")},
+        {"messages": question, "ranked": [say("A"), say("B"), say("C")]},
+        {"messages": question, "chosen": say("A"), "rejected": say("A ")},
+        {"messages": question, "chosen": say(""), "rejected": say("A")},
+        {"messages": question, "ranked": [{**say("A")[0], "rank": 1}, {**say("B")[0], "rank": 1}]},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["check", str(tmp_path / "x.jsonl"), "--json"]) == 2
+    found = [(p["row"], p["field"]) for p in json.loads(capsys.readouterr().out)["problems"]]
+    assert found == [(3, "rejected"), (4, "chosen[0].content"), (5, "ranked[1].rank")]

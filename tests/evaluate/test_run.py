@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from cairn.errors import UserError
+from cairn.evaluate.question import question_of
 from cairn.evaluate.result import side_by_side
-from cairn.evaluate.run import TOO_LONG, expected_of, question_of, run_suite
+from cairn.evaluate.run import TOO_LONG, expected_of, run_suite
 from cairn.evaluate.subject import Subject
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.generate.engine import Engine
@@ -93,6 +94,38 @@ def test_without_groups_and_without_meta(subject: Subject, rows: list[Row], orac
     oracle(lambda row: row["messages"][-1])
     (result,) = run_suite(subject, Suite(name="plain"), plain, tmp_path)
     assert (result.suite, result.metric, result.n, result.value) == ("plain", "exact", 2, 1.0)
+
+
+def test_prompt_and_examples_are_what_the_model_saw(subject: Subject, rows: list[Row], tmp_path: Path) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    asked = [{**rows[3], "messages": [system, *rows[3]["messages"]]}, rows[4]]
+    suite = short(name="pebble", prompt="{skill}: {question} Say it.", few_shot=["l1", "c1"])
+    results = run_suite(subject, suite, asked, tmp_path, examples=[rows[6], rows[3]])
+    put = {row["id"]: {"role": "user", "content": f"{row['meta']['skill']}: {row['messages'][0]['content']} Say it."} for row in rows}
+    shown = [put["l1"], rows[6]["messages"][1], put["c1"], rows[3]["messages"][1]]
+    for sample, begin, name in zip(samples(tmp_path), ([system], []), ("c1", "i1"), strict=True):
+        rendered = subject.renderer.render([*begin, *shown, put[name]], add_generation_prompt=True)
+        assert (sample["prompt"], sample["prompt_ids"]) == (rendered.text, list(rendered.ids))
+        assert sample["few_shot"] == ["l1", "c1"]
+    assert [s["question"] for s in samples(tmp_path)] == [rows[3]["messages"][0]["content"], rows[4]["messages"][0]["content"]]
+    assert all(r.detail["prompt"] == suite.prompt and r.detail["few_shot"] == ["l1", "c1"] for r in results)
+
+
+@pytest.mark.parametrize(
+    ("suite", "change", "message"),
+    [
+        ({"prompt": "{question} {topik}"}, {}, "names 'topik'"),
+        ({}, {"messages": [{"role": "user", "content": "?"}]}, "no answer"),
+        ({}, {"text": "x", "messages": []}, "no answer"),
+        ({}, {"tools": [{"name": "f"}]}, "tools of its own"),
+    ],
+)
+def test_what_cannot_be_put_is_told_before_any_question_is_asked(
+    subject: Subject, rows: list[Row], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, suite: Row, change: Row, message: str
+) -> None:
+    monkeypatch.setattr(Engine, "generate", lambda *args, **more: pytest.fail("a question was asked"))
+    with pytest.raises(UserError, match=message):
+        run_suite(subject, short(**suite), rows[3:4], tmp_path, examples=[{**rows[6], **change}])
 
 
 def test_a_prompt_beyond_the_context_counts_as_wrong(subject: Subject, rows: list[Row], tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_a_suite_of_the_users(tmp_path: Path) -> None:
         ("name: ../x\n", "file name"),
         ("name: x\nmax_new_tokens: 0\n", "at least 1"),
         ("name: x\nlimit: 0\n", "greater than"),
+        ("name: x\nprompt: Answer this\n", "must hold {question}"),
+        ("name: x\nfew_shot: [a, a]\n", "named twice"),
         ("description: x\n", "'name' is missing"),
         ("", "empty"),
     ],

@@ -17,6 +17,7 @@ def command(
     data: Annotated[str | None, typer.Option("--data", help="A file of rows, or an artifact or folder with the suite's files.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many rows of each file.")] = None,
     out_: Annotated[Path | None, typer.Option("--out", help="Keep the samples in this folder.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table with the average of the shares.")] = False,
     json: Json = False,
 ) -> None:
     r"""Score models on the same questions, side by side, with 95 % intervals.
@@ -39,6 +40,11 @@ def command(
         found = examine(refs, suite, open_store(store), folder, data=data, limit=limit, progress=make_progress)
     if json:
         print_json({"models": found["models"], "rows": found["rows"]})
+        return
+    if markdown:
+        from cairn.report.tables import compared_table
+
+        print(compared_table(found["models"], found["rows"]), end="")
         return
     differences = {name: [difference_text(d) for d in values] for name, values in found["differences"].items()}
     out().print(models_table(found["models"], found["rows"], differences))

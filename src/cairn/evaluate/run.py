@@ -1,7 +1,8 @@
 """Generation suites: ask every question, read the answer, score it, keep the sample. Knows no training and no particular suite.
 
-Answers are generated greedily. A sample keeps what the model was given (rendered text and ids), what it gave, and how that
-was scored: each number can be computed again from its samples alone.
+Answers are generated greedily. A question whose prompt does not fit into the model's context is not asked and counts as wrong. A
+sample keeps what the model was given (rendered text and ids), what it gave, and how that was scored: each number can be computed
+again from its samples alone.
 """
 
 from __future__ import annotations
@@ -13,24 +14,15 @@ from typing import Any
 
 from cairn.errors import UserError
 from cairn.evaluate.extract import get_extractor
+from cairn.evaluate.question import prompt_of, question_of
 from cairn.evaluate.result import Result, write_samples
 from cairn.evaluate.subject import Subject
 from cairn.evaluate.suite import Suite
+from cairn.generate.rows import TOO_LONG
 from cairn.score.intervals import wilson
 from cairn.score.registry import get_metric
 
 Row = dict[str, Any]
-TOO_LONG = "prompt too long"
-"""The reason of a sample that was not asked, since its prompt does not fit into the model's context; it counts as wrong."""
-
-
-def question_of(row: Row) -> tuple[list[Row], Row | None]:
-    """A dialogue without the assistant's last turns, and the first message that was taken away (what should be answered)."""
-    messages = row["messages"]
-    end = len(messages)
-    while end and messages[end - 1]["role"] == "assistant":
-        end -= 1
-    return messages[:end], messages[end] if end < len(messages) else None
 
 
 def expected_of(row: Row) -> Any:
@@ -71,6 +63,7 @@ def run_suite(
     rows: Sequence[Row],
     folder: Path,
     *,
+    examples: Sequence[Row] = (),
     max_batch: int = 64,
     on_progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Result]:
@@ -81,11 +74,12 @@ def run_suite(
         suite: how it is asked and scored.
         rows: checked dialogue rows.
         folder: where the samples go.
+        examples: rows that stand with their answers in front of every question (see `Suite.few_shot`).
         max_batch: questions answered together at most.
         on_progress: called with (finished questions, all questions, generated tokens).
 
     Raises:
-        UserError: no rows, or a row that is no dialogue or does not tell its group or answer.
+        UserError: no rows, or a row that is no dialogue, cannot be put into the suite's words or does not tell its group or answer.
     """
     if not rows:
         raise UserError(f"the suite '{suite.name}' has no questions", remedy="check its data files and its limit")
@@ -95,7 +89,8 @@ def run_suite(
             raise UserError("a suite asks dialogues, this row is none", where=where, remedy="give messages")
         suite.metric_of(group_of(row, suite))
         expected_of(row)
-    samples = _ask(subject, suite, rows, max_batch, on_progress)
+        prompt_of(suite, row, examples)
+    samples = _ask(subject, suite, rows, examples, max_batch, on_progress)
     path, digest = write_samples(folder, suite.name, samples)
     return summarise(suite, samples, path, digest)
 
@@ -121,14 +116,26 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> l
                 high=high,
                 samples=path,
                 samples_sha256=digest,
-                detail={"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens},
+                detail=_detail(suite),
             )
         )
     return results
 
 
+def _detail(suite: Suite) -> dict[str, Any]:
+    """How the questions were asked and read: without it a number cannot be compared."""
+    asked = {"prompt": suite.prompt, "few_shot": suite.few_shot}
+    how = {"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens}
+    return {**how, **{name: value for name, value in asked.items() if value}}
+
+
 def _ask(
-    subject: Subject, suite: Suite, rows: Sequence[Row], max_batch: int, on_progress: Callable[[int, int, int], None] | None
+    subject: Subject,
+    suite: Suite,
+    rows: Sequence[Row],
+    examples: Sequence[Row],
+    max_batch: int,
+    on_progress: Callable[[int, int, int], None] | None,
 ) -> list[Row]:
     from cairn.generate.engine import Engine, Request
     from cairn.generate.sampling import Sampling
@@ -139,7 +146,8 @@ def _ask(
     rendered = []
     for row in rows:
         tools, attributes = row.get("tools"), row.get("attributes")
-        rendered.append(renderer.render(question_of(row)[0], tools=tools, attributes=attributes, add_generation_prompt=True))
+        messages = prompt_of(suite, row, examples)
+        rendered.append(renderer.render(messages, tools=tools, attributes=attributes, add_generation_prompt=True))
     context = subject.context
     asked = [i for i, prompt in enumerate(rendered) if context is None or len(prompt.ids) <= context]
     stop_ids = frozenset(renderer.stop_ids)
@@ -150,12 +158,13 @@ def _ask(
     for i, (row, prompt) in enumerate(zip(rows, rendered, strict=True)):
         completion = completions.get(i)
         ids, reason = ([], TOO_LONG) if completion is None else (completion.ids, completion.reason)
-        samples.append(score_sample(subject, suite, row, ids, reason) | {"prompt": prompt.text, "prompt_ids": list(prompt.ids)})
+        sample = score_sample(subject, suite, row, ids, reason)
+        samples.append(sample | {"prompt": prompt.text, "prompt_ids": list(prompt.ids), "few_shot": suite.few_shot})
     return [{key: sample[key] for key in _SAMPLE_KEYS} for sample in samples]
 
 
 _SAMPLE_KEYS = (
-    "id", "skill", "question", "prompt", "prompt_ids", "answer", "answer_ids", "reason", "message",
+    "id", "skill", "question", "few_shot", "prompt", "prompt_ids", "answer", "answer_ids", "reason", "message",
     "expected", "metric", "correct", "score",
 )  # fmt: skip
 

@@ -16,6 +16,8 @@ from cairn.errors import UserError, did_you_mean
 from cairn.evaluate.extract import Extractor, get_extractor
 from cairn.score.registry import get_metric
 
+QUESTION = "question"
+"""The name in a suite's prompt that stands for what the row's user says."""
 _BUILT_IN = Path(__file__).parent / "suites"
 
 
@@ -30,6 +32,14 @@ class Suite(Config):
     """Files of questions, relative to the data folder (a stage's output); empty where the file is given at run time."""
     reader: Annotated[str, checked(check_reader)] = "messages"
     """How the files are read (see `cairn.data.readers`)."""
+    prompt: str | None = None
+    """How the question is put: a text in which `{question}` stands for the row's last user turn and `{name}` for a key of its "meta".
+    None: as the row puts it."""
+    few_shot: list[str] = Field(default_factory=list)
+    """Ids of rows that stand with their answers in front of every question, as turns of the dialogue, in this order. They are put in the
+    words of `prompt` too, and are not asked themselves."""
+    few_shot_data: list[str] = Field(default_factory=list)
+    """More files in which these rows are looked for, such as a training split; nothing of them is asked."""
     extractor: Extractor = Extractor()
     """How the scored message is made out of the model's answer; its version is part of what a number means."""
     group_by: str | None = None
@@ -50,12 +60,30 @@ class Suite(Config):
             raise ValueError("a suite's name must do as a file name")
         return value
 
+    @field_validator("prompt")
+    @classmethod
+    def _question_is_put(cls, value: str | None) -> str | None:
+        if value is not None and f"{{{QUESTION}}}" not in value:
+            raise ValueError("a prompt must hold {question}: else every row would ask the same")
+        return value
+
+    @field_validator("few_shot")
+    @classmethod
+    def _examples_once(cls, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise ValueError("a row is named twice as an example")
+        return value
+
     @field_validator("max_new_tokens")
     @classmethod
     def _some_tokens(cls, value: int) -> int:
         if value < 1:
             raise ValueError("max_new_tokens must be at least 1")
         return value
+
+    def files(self) -> list[str]:
+        """Every file that is read."""
+        return list(dict.fromkeys([*self.data, *self.few_shot_data]))
 
     def metric_of(self, group: str | None) -> str:
         """The metric's name for a group.

@@ -8,13 +8,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from cairn.data.readers import read_rows
 from cairn.errors import UserError
+from cairn.evaluate.question import Questions, read_question_file, read_questions
 from cairn.evaluate.result import Result, side_by_side
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.resolve import locate, model_folder, resolve
-from cairn.pipeline.stages.evaluate import count_tokens, read_questions
+from cairn.pipeline.stages.evaluate import count_tokens
 from cairn.score.intervals import paired_difference
 
 LIKELIHOOD = "likelihood"
@@ -54,13 +56,13 @@ def examine(
 
     folders = [model_folder(ref, store) for ref in refs]
     suite = None if suite_name == LIKELIHOOD else load_suite(suite_name)
-    name, rows = _rows(suite, refs, store, data, limit)
+    name, asked = _questions(suite, refs, store, data, limit)
     deterministic(threads())
     results: list[list[Result]] = []
     for number, (ref, place) in enumerate(zip(refs, folders, strict=True)):
         display = progress(ref)
         try:
-            results.append(_one(suite, name, rows, place, folder / str(number), display))
+            results.append(_one(suite, name, asked, place, folder / str(number), display))
         finally:
             display.close()
     table = side_by_side(results)
@@ -68,32 +70,34 @@ def examine(
     return {"models": list(refs), "rows": table, "differences": differences}
 
 
-def _one(suite: Suite | None, name: str, rows: list[dict[str, Any]], model: Path, out: Path, display: Progress) -> list[Result]:
+def _one(suite: Suite | None, name: str, asked: Questions, model: Path, out: Path, display: Progress) -> list[Result]:
     from cairn.evaluate.likelihood import read_likelihood
     from cairn.evaluate.run import run_suite
     from cairn.evaluate.subject import load_subject
 
     subject = load_subject(model)
     if suite is None:
-        return read_likelihood(subject, name, rows, out, on_progress=count_tokens(display, f"tokens of {name}"))
-    display.start(len(rows), f"questions of {name}")
-    return run_suite(subject, suite, rows, out, on_progress=lambda done, total, tokens: display.update(done, tokens=tokens))
+        return read_likelihood(subject, name, asked.rows, out, on_progress=count_tokens(display, f"tokens of {name}"))
+    display.start(len(asked.rows), f"questions of {name}")
+    return run_suite(
+        subject, suite, asked.rows, out, examples=asked.examples,
+        on_progress=lambda done, total, tokens: display.update(done, tokens=tokens),
+    )  # fmt: skip
 
 
-def _rows(suite: Suite | None, refs: Sequence[str], store: Store, data: str | None, limit: int | None) -> tuple[str, list[dict[str, Any]]]:
+def _questions(suite: Suite | None, refs: Sequence[str], store: Store, data: str | None, limit: int | None) -> tuple[str, Questions]:
     """The rows' name and the rows."""
-    from cairn.data.readers import read_rows
-
     file = Path(data).expanduser() if data is not None else None
-    if file is not None and file.is_file():
-        reader = suite.reader if suite else "auto"
-        return (suite.name if suite else file.stem), list(islice(read_rows(file, reader), limit))
     if suite is None:
+        if file is not None and file.is_file():
+            return file.stem, Questions(list(islice(read_rows(file), limit)))
         raise UserError("likelihood is measured on rows of your own", where="--data", remedy="name a file of rows: --data FILE")
+    shorter = suite if limit is None else suite.model_copy(update={"limit": min(limit, suite.limit or limit)})
+    if file is not None and file.is_file():
+        return suite.name, read_question_file(shorter, file)
     if not suite.data:
         raise UserError(f"the suite '{suite.name}' names no data files", where="--data", remedy="name a file of rows: --data FILE")
     place = locate(data, store) if data is not None else _found(suite, refs, store)
-    shorter = suite if limit is None else suite.model_copy(update={"limit": min(limit, suite.limit or limit)})
     return suite.name, read_questions(shorter, place)
 
 
@@ -104,7 +108,7 @@ def _found(suite: Suite, refs: Sequence[str], store: Store) -> Path:
         if not isinstance(found, Artifact):
             continue
         for ancestor in reversed(store.lineage(found)):
-            if all(name in ancestor.record.outputs for name in suite.data):
+            if all(name in ancestor.record.outputs for name in suite.files()):
                 return ancestor.folder
     remedy = "name the artifact or folder that holds them: --data recipe/stage"
     what = f"none of the models was made from an artifact with the questions of '{suite.name}'"

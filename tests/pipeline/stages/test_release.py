@@ -249,6 +249,20 @@ def test_eval_verb_on_files_of_ones_own(store: Store, capsys: pytest.CaptureFixt
     assert len((tmp_path / "kept" / "1" / "samples" / "two.jsonl").read_text().splitlines()) == 2
 
 
+def test_eval_verb_shows_examples_and_keeps_them_as_evidence(store: Store, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    questions = [json.loads(line) for line in artifact(store, "corpus").path("test/lists.jsonl").read_text().splitlines()]
+    shown, asked = questions[1], questions[0]
+    suite = tmp_path / "few.yaml"
+    text = f"data: [test/lists.jsonl]\nfew_shot: [\"{shown['id']}\"]\nlimit: 1\nmax_new_tokens: 3\n"
+    suite.write_text("name: few\nprompt: \"Q: {question}\"\n" + text)
+    table = run(["eval", "tiny/chat", "--suite", str(suite), "--markdown", "--out", str(tmp_path / "kept")], store, capsys)
+    assert table.startswith("| Suite | Metric | n | tiny/chat |\n")
+    (sample,) = (json.loads(line) for line in (tmp_path / "kept" / "0" / "samples" / "few.jsonl").read_text().splitlines())
+    assert (sample["id"], sample["few_shot"]) == (asked["id"], [shown["id"]])
+    places = [sample["prompt"].index(text) for text in (f"Q: {shown['messages'][0]['content']}", f"Q: {asked['messages'][0]['content']}")]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

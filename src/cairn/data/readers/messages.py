@@ -13,7 +13,7 @@ def _detect(record: dict[str, Any]) -> bool:
     return "messages" in record or ("text" in record and set(record) <= set(KEYS))
 
 
-@record_reader("messages", help="OpenAI's messages, and Cairn's own rows: messages, tools, text, chosen and rejected, ranked", detect=_detect)
+@record_reader("messages", help="OpenAI's messages, and Cairn's own rows: messages, tools, text, pairs and rankings", detect=_detect)
 def messages(record: dict[str, Any]) -> Row:
     """Nested values may be JSON in a string, as tables hold them; a null is a key that is not there."""
     row: Row = {k: v for k, v in record.items() if v is not None}

@@ -7,6 +7,7 @@ arguments as JSON in a string, and roles under a dozen names.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from cairn.data.rows import RowError
@@ -119,7 +120,7 @@ def ranked_list(value: Any, field: str) -> list[list[dict[str, Any]]]:
         if not isinstance(ranks.get(i), int | float) or isinstance(ranks[i], bool):
             raise RowError(f"{field}[{i}].rank", "the answer has no rank, or none that is a number", "give every answer a rank, or none")
     order = sorted(range(len(value)), key=lambda i: ranks[i])
-    for one, other in zip(order, order[1:], strict=False):
+    for one, other in pairwise(order):
         if ranks[one] == ranks[other]:
             what = f"a tie: {field}[{one}] and {field}[{other}] have the same rank {ranks[one]}"
             raise RowError(f"{field}[{other}].rank", what, "remove one of them: a ranking is learnt from its order")

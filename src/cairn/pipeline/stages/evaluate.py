@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -70,6 +69,7 @@ class Evaluate(Stage):
 
     def run(self, context: Context) -> dict[str, Any]:
         from cairn.evaluate.likelihood import read_likelihood
+        from cairn.evaluate.question import read_questions
         from cairn.evaluate.run import run_suite
         from cairn.evaluate.subject import deterministic, load_subject
         from cairn.ledger.environment import threads
@@ -84,10 +84,10 @@ class Evaluate(Stage):
         deterministic(threads())
         subject = load_subject(model_place(context.inputs[config.model].path()))
         results = []
-        for suite, rows in zip(suites, asked, strict=True):
-            context.progress.start(len(rows), f"questions of {suite.name}")
+        for suite, questions in zip(suites, asked, strict=True):
+            context.progress.start(len(questions.rows), f"questions of {suite.name}")
             results += run_suite(
-                subject, suite, rows, context.draft, max_batch=config.max_batch,
+                subject, suite, questions.rows, context.draft, examples=questions.examples, max_batch=config.max_batch,
                 on_progress=lambda done, total, tokens: context.progress.update(done, tokens=tokens),
             )  # fmt: skip
         for source, rows in zip(config.likelihood, held_out, strict=True):
@@ -107,7 +107,7 @@ class Evaluate(Stage):
     def needs(self, config: EvaluateConfig) -> Iterator[tuple[tuple[str | int, ...], str, tuple[str, ...]]]:
         yield ("model",), config.model, MODEL_FILES
         for number, suite in enumerate(config.suites):
-            yield from ((("suites", number), str(config.data), (name,)) for name in load_suite(suite).data)
+            yield from ((("suites", number), str(config.data), (name,)) for name in load_suite(suite).files())
 
     def summarize(self, artifact: Any) -> Any:
         """A table of what the model can do, and three dialogues."""
@@ -128,24 +128,3 @@ def count_tokens(progress: Progress, unit: str) -> Callable[[int, int], None]:
         progress.update(done)
 
     return told
-
-
-def read_questions(suite: Suite, folder: Path) -> list[dict[str, Any]]:
-    """All rows of a suite's files in `folder`.
-
-    Raises:
-        UserError: a file is missing, or a row is bad.
-    """
-    from itertools import islice
-
-    from cairn.data.readers import read_rows
-
-    rows: list[dict[str, Any]] = []
-    for name in suite.data:
-        path = folder / name
-        if not path.is_file():
-            what = f"the suite '{suite.name}' asks for {name}, which is not there"
-            raise UserError(what, where=str(folder), remedy="name the data that belong to it")
-        rows += islice(read_rows(path, suite.reader), suite.limit)
-    return rows
-
