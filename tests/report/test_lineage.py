@@ -9,7 +9,7 @@ import pytest
 from cairn.errors import UserError
 from cairn.ledger.record import File
 from cairn.ledger.store import Artifact
-from cairn.report.lineage import ancestry, timeless, tree_text
+from cairn.report.lineage import ancestry, timeless, tree_text, tree_value
 
 
 def test_tree_shows_every_branch_once(small: dict[str, Artifact], put: Any) -> None:
@@ -41,6 +41,17 @@ def test_files_from_outside_are_told_by_content(put: Any) -> None:
 def test_ancestors_stand_before_what_reads_them(small: dict[str, Artifact], put: Any) -> None:
     names = [a.record.name for a in ancestry([small["scores"], small["chat"]], put.store)]
     assert names == ["corpus", "base", "chat", "scores"]
+
+
+def test_a_tree_of_values_says_what_is_gone(small: dict[str, Artifact], put: Any) -> None:
+    import shutil
+
+    tree = tree_value(small["chat"], put.store)
+    assert [(i["name"], i["kind"], i.get("note")) for i in tree["inputs"]] == [("base", "train", None), ("corpus", "corpus", None)]
+    assert tree["inputs"][0]["inputs"][0]["digest"] == small["corpus"].record.digest
+    shutil.rmtree(small["corpus"].folder)
+    gone = tree_value(small["chat"], put.store)["inputs"][1]
+    assert (gone["kind"], gone["note"], gone["digest"]) == (None, "no longer in the store", small["corpus"].record.digest)
 
 
 def test_a_lost_ancestor_is_told(small: dict[str, Artifact], put: Any) -> None:
