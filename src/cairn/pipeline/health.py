@@ -12,14 +12,11 @@ from cairn.ledger.store import Store, show_bytes
 _EXTRAS = {
     "plot": (("matplotlib",), "training curves in model cards"),
     "tensorboard": (("tensorboard",), "event files of a training"),
-    "eval": (("lm-eval", "sacrebleu", "rouge-score"), "published benchmarks"),
-    "gguf": (("gguf",), "export to GGUF"),
-    "quant": (("torchao",), "quantised models"),
-    "hub": (("datasets",), "data sets from the hub"),
+    "bench": (("trl", "accelerate", "datasets"), "other trainers to compare with in `cairn bench train`"),
 }
 _NEEDED = (
-    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "numpy", "pydantic", "typer", "rich", "pyyaml", "jinja2",
-    "pyarrow",
+    "torch", "transformers", "tokenizers", "safetensors", "peft", "huggingface-hub", "numpy", "pydantic", "typer", "rich", "pyyaml",
+    "jinja2", "pyarrow",
 )  # fmt: skip
 
 
