@@ -71,13 +71,13 @@ def _trainer(options: Options, folder: Path) -> Any:
 
     from cairn.data.batches import PackedStream
     from cairn.data.encode import document
-    from cairn.ledger.environment import threads
     from cairn.model.config import ModelConfig
     from cairn.model.load import new_model
     from cairn.train.config import Training
-    from cairn.train.loop import Trainer, deterministic
+    from cairn.model.determinism import deterministic
+    from cairn.train.loop import Trainer
 
-    deterministic(threads())
+    deterministic()
     width = options.hidden_size
     shape = ModelConfig(hidden_size=width, layers=options.layers, heads=max(1, width // 64), intermediate_size=8 * width // 3, context=512)
     model = new_model(shape, vocab_size=options.vocabulary, bos_id=None, eos_id=0, pad_id=None, seed=1)

@@ -45,11 +45,9 @@ class Options(Config):
 
 def run(options: Options) -> list[Row]:
     """Measure."""
-    import torch
+    from cairn.model.determinism import deterministic
 
-    from cairn.train.loop import deterministic
-
-    deterministic(torch.get_num_threads())
+    deterministic()
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(Path(folder), options)
         rows = [r for kind, mup in SETTINGS for r in slope_rows(kind, mup, bench.slopes(kind, mup))]

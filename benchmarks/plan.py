@@ -40,14 +40,13 @@ def train(name: str, settings: dict[str, Any]) -> dict[str, float]:
 
     from cairn.data.batches import PackedStream
     from cairn.data.encode import document
-    from cairn.ledger.environment import threads
     from cairn.ledger.progress import Silent
     from cairn.model.config import ModelConfig
     from cairn.model.load import new_model
     from cairn.train.config import Training
-    from cairn.train.loop import Trainer, deterministic
+    from cairn.train.loop import Trainer
 
-    deterministic(threads())
+    deterministic()
     config = Training.model_validate({"steps": 3, "sequence_length": 512, "batch_sequences": 8, "objective": "language_model"} | settings)
     rows = [[document([(7 * i + k) % VOCABULARY[name] for k in range(DOCUMENT)], [1] * DOCUMENT) for i in range(64)]]
     model = new_model(ModelConfig(**SHAPES[name]), vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None, seed=1)

@@ -14,11 +14,11 @@ from ours import OneBatch
 from worker import job, read_rows, reply
 
 from cairn.data.encode import Encoded
-from cairn.ledger.environment import threads
 from cairn.ledger.progress import Silent
+from cairn.model.determinism import deterministic
 from cairn.model.load import load_model
 from cairn.train.config import Training
-from cairn.train.loop import Trainer, deterministic
+from cairn.train.loop import Trainer
 
 
 class Recorder:
@@ -62,7 +62,7 @@ def packed(folder: str, documents: list[Encoded], training: Training, scratch: P
 
 def main() -> None:
     told = job()
-    deterministic(threads())
+    deterministic()
     documents = [Encoded(ids, mask) for ids, mask in read_rows(told["rows"])]
     loss, truth = one_by_one(told["model"], documents)
     ours, gradients, was_packed = packed(told["model"], documents, Training(**told["training"]), Path(told["folder"]))

@@ -14,12 +14,12 @@ from worker import Stop, Turns, job, peak_mb, read_rows, reply
 
 from cairn.data.batches import Batch, PackedStream, make_batch
 from cairn.data.encode import Encoded
-from cairn.ledger.environment import threads
 from cairn.ledger.progress import Silent
+from cairn.model.determinism import deterministic
 from cairn.model.load import load_model, save_model
 from cairn.model.speed import gemm_rate
 from cairn.train.config import Training
-from cairn.train.loop import Trainer, deterministic
+from cairn.train.loop import Trainer
 
 
 class OneBatch:
@@ -63,7 +63,7 @@ def gemm() -> dict[str, Any]:
 
 def main() -> None:
     told = job()
-    deterministic(threads())
+    deterministic()
     documents = [Encoded(ids, mask) for ids, mask in read_rows(told["rows"])]
     training = Training(**told["training"])
     stream: Any

@@ -9,9 +9,10 @@ from cairn.data.batches import PackedStream
 from cairn.data.encode import document
 from cairn.ledger.progress import Silent
 from cairn.model.config import ModelConfig
+from cairn.model.determinism import deterministic
 from cairn.model.load import new_model
 from cairn.train.config import Training
-from cairn.train.loop import Trainer, deterministic
+from cairn.train.loop import Trainer
 
 SHAPE = ModelConfig(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64, context=64)
 

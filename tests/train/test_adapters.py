@@ -11,10 +11,11 @@ from cairn.ledger.digest import folder_digest
 from cairn.ledger.progress import Silent
 from cairn.model.adapter import attach
 from cairn.model.adapter_config import AdapterConfig
+from cairn.model.determinism import deterministic
 from cairn.model.load import new_model
 from cairn.model.nf4 import quantise_linears
 from cairn.train.config import Training
-from cairn.train.loop import Trainer, deterministic, read_metrics
+from cairn.train.loop import Trainer, read_metrics
 
 from .conftest import SHAPE, documents
 

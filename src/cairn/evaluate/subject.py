@@ -47,7 +47,7 @@ class Subject:
 
 
 def load_subject(folder: Path, dtype: str = "float32") -> Subject:
-    """Load what is examined.
+    """Load what is examined, and see to it that it answers the same each time.
 
     Args:
         folder: a folder with config.json, safetensors and tokenizer.json.
@@ -56,16 +56,10 @@ def load_subject(folder: Path, dtype: str = "float32") -> Subject:
     Raises:
         UserError: the folder holds no such thing, or pickled weights.
     """
+    from cairn.model.determinism import deterministic
     from cairn.model.load import load_model
     from cairn.tokenizer.load import Tokenizer
 
+    deterministic()
     tokenizer = Tokenizer.load(folder)
     return Subject(folder=Path(folder), model=load_model(folder, dtype), tokenizer=tokenizer)
-
-
-def deterministic(threads: int) -> None:
-    """Make torch repeat itself bit for bit in one environment: a fixed number of threads, deterministic kernels."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)

@@ -10,6 +10,7 @@ from cairn.chat.format import Format, load_format
 from cairn.chat.render import Renderer
 from cairn.generate.engine import Engine
 from cairn.generate.session import Session
+from cairn.model import determinism
 from cairn.model.load import load_model
 from cairn.tokenizer.load import Tokenizer
 
@@ -40,7 +41,7 @@ class Loaded:
 def load(
     folder: Path, *, format: str | None = None, dtype: str = "float32", max_batch: int = 64, deterministic: bool = False
 ) -> Loaded:
-    """Load a model folder.
+    """Load a model folder, and see to it that the same request gets the same answer in every process of this environment.
 
     Args:
         folder: config.json, safetensors and a tokenizer.
@@ -52,6 +53,7 @@ def load(
     Raises:
         UserError: a folder without these, or with pickled weights.
     """
+    determinism.deterministic()
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, dtype)
     engine = Engine(

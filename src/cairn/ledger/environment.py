@@ -20,6 +20,10 @@ _VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 
+CUBLAS_WORKSPACE = ":4096:8"
+"""What CUBLAS_WORKSPACE_CONFIG is set to where it is not set (model/determinism.py). A record leaves this value out: the process of a
+run sets it for training and all that follows, and a stage that is replayed alone would seem to run in another environment."""
+
 
 def environment() -> dict[str, Any]:
     """The facts, as JSON-like values. A stage may add its own (the device, the threads that it set)."""
@@ -31,8 +35,16 @@ def environment() -> dict[str, Any]:
         "instructions": list(_cpu()[1]),
         "threads": threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "variables": _variables(),
     }
+
+
+def _variables() -> dict[str, str]:
+    """The variables that are set and change what is computed."""
+    found = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    if found.get("CUBLAS_WORKSPACE_CONFIG") == CUBLAS_WORKSPACE:
+        del found["CUBLAS_WORKSPACE_CONFIG"]
+    return found
 
 
 @functools.cache

@@ -20,7 +20,12 @@ def gemm_rate(precision: str = "float32", size: int = 1024, seconds: float = 0.3
     if precision not in types:
         raise UserError(f"unknown precision '{precision}'", remedy=did_you_mean(precision, types))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = size * 8 if device == "cuda" else size
+    if device == "cuda":
+        from cairn.model.determinism import fix_cublas
+
+        # The first product of a process settles cuBLAS's workspace for all that follow.
+        fix_cublas()
+        size *= 8
     a = torch.full((size, size), 0.5, dtype=types[precision], device=device)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):

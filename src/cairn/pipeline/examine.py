@@ -51,13 +51,9 @@ def examine(
     Raises:
         UserError: an unknown model or suite, or no data for it.
     """
-    from cairn.evaluate.subject import deterministic
-    from cairn.ledger.environment import threads
-
     folders = [model_folder(ref, store) for ref in refs]
     suite = None if suite_name == LIKELIHOOD else load_suite(suite_name)
     name, asked = _questions(suite, refs, store, data, limit)
-    deterministic(threads())
     results: list[list[Result]] = []
     for number, (ref, place) in enumerate(zip(refs, folders, strict=True)):
         display = progress(ref)

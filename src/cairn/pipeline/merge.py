@@ -50,8 +50,10 @@ def merge(ref: str, folder: Path, base: str | None, store: Store) -> Merge:
     check_target(target, source, store)
     # Imported late: what is wrong with the names is told before torch is loaded.
     from cairn.model.adapter import base_of, merge_folder
+    from cairn.model.determinism import deterministic
 
     below = model_folder(base, store) if base is not None else base_of(source)
+    deterministic()
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f".{target.name}.{os.getpid()}.tmp"
     shutil.rmtree(aside, ignore_errors=True)

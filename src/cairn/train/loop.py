@@ -56,18 +56,6 @@ class Stream(Protocol):
     def restore(self, state: dict[str, int]) -> None: ...
 
 
-def deterministic(threads: int) -> None:
-    """Make torch repeat itself bit for bit in one environment: fixed threads, deterministic kernels."""
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    # Filling fresh memory with NaN guards against reading it; it costs 4 % of a step, and nothing here reads what it did not write.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    keep_freed_memory()
-    if torch.cuda.is_available():
-        # cuBLAS picks its workspace at run time otherwise, and sums in another order.
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-
 class Trainer:
     """One run of training.
 
@@ -86,6 +74,7 @@ class Trainer:
         self, model: Any, stream: Stream, config: Training, folder: Path, progress: Progress, ranks: Ranks = ALONE, seed: int = 0,
         origins: Origins | None = None,
     ) -> None:  # fmt: skip
+        keep_freed_memory()
         self.seed = seed
         self.config, self.folder, self.progress, self.ranks, self.device = config, folder, progress, ranks, ranks.device
         self.origins = origins or Origins()

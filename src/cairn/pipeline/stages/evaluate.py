@@ -71,8 +71,7 @@ class Evaluate(Stage):
         from cairn.evaluate.likelihood import read_likelihood
         from cairn.evaluate.question import read_questions
         from cairn.evaluate.run import run_suite
-        from cairn.evaluate.subject import deterministic, load_subject
-        from cairn.ledger.environment import threads
+        from cairn.evaluate.subject import load_subject
         from cairn.ledger.store import write_atomically
 
         config: EvaluateConfig = context.config
@@ -81,7 +80,6 @@ class Evaluate(Stage):
         # Rows are read before the model is: a bad row is told at once.
         asked = [read_questions(suite, context.inputs[str(config.data)].path()) for suite in suites]
         held_out = [list(source.read(context.place(source))) for source in config.likelihood]
-        deterministic(threads())
         subject = load_subject(model_place(context.inputs[config.model].path()))
         results = []
         for suite, questions in zip(suites, asked, strict=True):

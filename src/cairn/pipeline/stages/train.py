@@ -241,17 +241,16 @@ class Train(Stage):
         from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
         from cairn.data import shelf
-        from cairn.ledger.environment import threads
         from cairn.model.adapter import attach
+        from cairn.model.determinism import deterministic
         from cairn.model.nf4 import count_weights
         from cairn.tokenizer.load import Tokenizer
-        from cairn.train.loop import deterministic
         from cairn.train.objectives import load_objective
         from cairn.train.optim import check_groups
         from cairn.train.watch import Origins
 
         config: TrainConfig = context.config
-        deterministic(threads())
+        deterministic()
         objective = load_objective(config.objective)
         folder = self._tokenizer_folder(context)
         tokenizer = Tokenizer.load(folder)
@@ -279,7 +278,8 @@ class Train(Stage):
     def _trainer(self, context: Context, parts: _Parts, ranks: Ranks | None = None) -> Trainer:
         from cairn.data.batches import PackedStream
         from cairn.ledger import seeds
-        from cairn.train.loop import Trainer, deterministic
+        from cairn.model.determinism import deterministic
+        from cairn.train.loop import Trainer
         from cairn.train.ranks import ALONE
 
         config: TrainConfig = context.config
