@@ -89,7 +89,9 @@ def test_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["k2", "ROWS", "--row", "3"], "the file has 2 rows"),
+        (["k2", "ROWS", "--row", "3"], "the file's last row is 2"),
+        (["k2", "ROWS", "--format", "llama2"], "'k2' is a chat format itself"),
+        (["k2", "FOLDER"], "name one file"),
         (["karakuru", "ROWS"], "did you mean 'karakuri'?"),
         (["k2", "nowhere.jsonl"], "nowhere.jsonl"),
         (["k2", "BAD"], "messages[1].content"),
@@ -98,5 +100,32 @@ def test_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(words: list[str], said: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}\n')
-    assert main(["tokens", *[{"ROWS": rows, "BAD": str(bad)}.get(word, word) for word in words]]) == 2
+    assert main(["tokens", *[{"ROWS": rows, "BAD": str(bad), "FOLDER": str(tmp_path)}.get(word, word) for word in words]]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_rows_are_counted_as_check_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    good = [json.dumps(row, ensure_ascii=False) for row in ROWS]
+    file.write_text("\n".join([good[0], "", "{bad", good[1]]) + "\n", encoding="utf-8")
+    assert main(["check", str(file), "--json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert [problem["row"] for problem in report["problems"]] == [3]
+    assert "안녕" in as_json(capsys, "tokens", "k2", str(file), "--row", "4")["text"]
+    assert ">hi<" in as_json(capsys, "tokens", "k2", str(file))["text"]
+    for number, said in (("2", "no row begins at 2"), ("3", "row 3"), ("5", "the file's last row is 4")):
+        assert main(["tokens", "k2", str(file), "--row", number]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_row_that_its_file_marks_as_unused_is_not_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trees = [
+        {"message_id": str(i), "parent_id": None, "text": f"q{i}", "role": "prompter", "tree_state": state, "replies": [
+            {"message_id": f"a{i}", "parent_id": str(i), "text": f"a{i}", "role": "assistant", "replies": []}]}
+        for i, state in ((1, "aborted"), (2, "ready_for_export"))
+    ]  # fmt: skip
+    file = tmp_path / "trees.jsonl"
+    file.write_text("".join(json.dumps(tree) + "\n" for tree in trees))
+    assert "q2" in as_json(capsys, "tokens", "k2", str(file))["text"]
+    assert main(["tokens", "k2", str(file), "--row", "1"]) == 2
+    assert "the tree's state is aborted" in capsys.readouterr().err

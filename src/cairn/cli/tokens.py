@@ -26,27 +26,32 @@ def command(
         typer.Argument(help="A chat format, or whose tokenizer to use: recipe/stage, a folder, or the start of a key."),
     ],
     file: Annotated[Path, typer.Argument(help="The data file.")],
-    row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
+    row: Annotated[
+        int | None,
+        typer.Option("--row", min=1, help="Which row, counted as `cairn check` counts; the first one unless given.", show_default=False),
+    ] = None,
     reader: Annotated[str, typer.Option("--reader", help="How to read the file; see `cairn check`.")] = "auto",
     encoding: Annotated[str | None, typer.Option("--encoding", help="The text's encoding, if not UTF-8.")] = None,
     separator: Annotated[str | None, typer.Option("--separator", help="What stands between two documents of plain text.")] = None,
-    format: Annotated[str | None, typer.Option("--format", help="Another chat format than the tokenizer's own.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Another chat format than the checkpoint's own.")] = None,
     store: StoreDir = None,
     json: Json = False,
 ) -> None:
     r"""Show a row's tokens and its loss mask: what a model is trained to say.
 
-    A format's name alone uses a tokenizer of single bytes, made for the occasion.
+    A format's name uses a tokenizer of single bytes, made for the occasion. Rows are counted from 1 as in the messages of
+    `cairn check`: by the lines of JSON Lines (blank and bad ones count too), else by list items, table rows or documents.
 
     \b
     Example:
         cairn tokens k2 rows.jsonl --row 3
         cairn tokens pebble/chat rows.jsonl
     """
+    from cairn.data.readers import read_row
     from cairn.data.rows import messages_of
 
     renderer, tokenizer, made = _renderer(ref, format, store)
-    found = _row(file, row, reader=reader, encoding=encoding, separator=separator)
+    found = read_row(file, row, reader, encoding=encoding, separator=separator)
     if "text" in found:
         from cairn.data.encode import encode_row
 
@@ -79,6 +84,9 @@ def _renderer(ref: str, format: str | None, store: Path | None) -> tuple[Any, To
     from cairn.tokenizer.load import Tokenizer
 
     if ref in format_names():
+        if format is not None:
+            remedy = f"leave --format away, or name a checkpoint in place of '{ref}'"
+            raise UserError(f"'{ref}' is a chat format itself: there is no checkpoint whose format to replace", where="--format", remedy=remedy)
         from cairn.tokenizer.train import byte_tokenizer
 
         chosen = load_format(ref)
@@ -99,17 +107,6 @@ def _renderer(ref: str, format: str | None, store: Path | None) -> tuple[Any, To
         return Renderer(load_format(format or folder), tokenizer)
 
     return make, tokenizer, False
-
-
-def _row(file: Path, number: int, **how: Any) -> dict[str, Any]:
-    from cairn.data.readers import read_rows
-
-    count = 0
-    for found in read_rows(file, **how):
-        count += 1
-        if count == number:
-            return found
-    raise UserError(f"there is no row {number}", where=str(file), remedy=f"the file has {count} rows: give --row from 1 to {count}")
 
 
 def _blocks(ids: list[int], pieces: list[str], mask: list[int], special: frozenset[int], width: int) -> list[Text]:

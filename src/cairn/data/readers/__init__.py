@@ -1,7 +1,7 @@
 """Files to checked rows, one reader a file of this folder. Streams: never holds a whole file.
 
 `read_rows` stops at the first bad row with an error that names file, row, field and remedy; `read_outcomes` tells what
-became of every record, for whoever collects or drops the bad ones.
+became of every record, for whoever collects or drops the bad ones; `read_row` finds one by the number that errors name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cairn.data.readers.files import head, layout, list_files, read_documents, r
 from cairn.data.rows import WHOLE, Problem, Row, check_row
 from cairn.errors import UserError, did_you_mean
 
-__all__ = ["Outcome", "check_encoding", "check_reader", "detect_reader", "error_of", "read_outcomes", "read_rows", "readers"]
+__all__ = ["Outcome", "check_encoding", "check_reader", "detect_reader", "error_of", "read_outcomes", "read_row", "read_rows", "readers"]
 
 
 @cache
@@ -124,6 +124,42 @@ def read_outcomes(
             raise UserError(error.what, where=error.where or str(file), remedy=error.remedy) from None
         for outcome in chosen.rows(_records(file, how, chosen, encoding, separator)):
             yield _finish(outcome, name, source, language, inside, prompts)
+
+
+def read_row(
+    path: Path | str, number: int | None = None, reader: str = "auto", *, encoding: str | None = None, separator: str | None = None
+) -> Row:
+    """One checked row of a file.
+
+    Args:
+        path: the file.
+        number: which record, counted as errors and `check` count: by lines of JSON Lines, else by items, table rows or documents. None:
+            the first that is a row to use.
+        reader, encoding, separator: as in `read_rows`.
+
+    Raises:
+        UserError: there is no such row, it is bad, or its file marks it as not to be used.
+    """
+    if Path(path).is_dir():
+        first = list_files(Path(path))[0][1]
+        raise UserError("the files of a folder count their rows each from 1", where=str(path), remedy=f"name one file, such as {first}")
+    last = 0
+    for outcome in read_outcomes(path, reader, encoding=encoding, separator=separator):
+        last = max(last, outcome.number)
+        if number is None and outcome.row is None and not outcome.problem:
+            continue
+        if outcome.number and number not in (None, outcome.number):
+            continue
+        if outcome.problem:
+            raise error_of(outcome, path)
+        if outcome.row is None:
+            raise UserError(f"row {number} is not used: {outcome.skipped}", where=f"{path}, row {number}", remedy="name another --row")
+        return outcome.row
+    if number is None:
+        raise UserError("the file holds no rows to use", where=str(path), remedy="check the file, or name its reader")
+    if number <= last:
+        raise UserError(f"no row begins at {number}", where=str(path), remedy="a blank line, or a part of another row: try the one before")
+    raise UserError(f"there is no row {number}", where=str(path), remedy=f"the file's last row is {last}: give --row from 1 to {last}")
 
 
 def detect_reader(path: Path | str, encoding: str = "utf-8") -> str:
