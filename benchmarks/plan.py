@@ -42,6 +42,7 @@ def train(name: str, settings: dict[str, Any]) -> dict[str, float]:
     from cairn.data.encode import document
     from cairn.ledger.progress import Silent
     from cairn.model.config import ModelConfig
+    from cairn.model.determinism import deterministic
     from cairn.model.load import new_model
     from cairn.train.config import Training
     from cairn.train.loop import Trainer

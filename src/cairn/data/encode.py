@@ -4,10 +4,11 @@
 before it, so its mask is always 0, and the number of targets is the mask's sum.
 
 A row that is too long is never cut without a word: the policy says what happens, and `Counters` says how often.
-`drop` leaves it out. `truncate` keeps plain text's beginning, and of a dialogue the turns up to the last assistant turn that
-fits (its stop token included: the dialogue is rendered anew without the rest). `split` cuts plain text into several
-documents, each of which starts with the last id of the one before, so that every id but the first is a target exactly
-once; a dialogue, which has no meaning without its beginning, is truncated under `split` too.
+`split`, the default, cuts plain text into several documents, each of which starts with the last id of the one before, so
+that nothing is lost: every id but the first is a target exactly once. A dialogue has no meaning without its beginning, so
+under `split` and `truncate` alike it keeps the turns up to the last assistant turn that fits (its stop token included: the
+dialogue is rendered anew without the rest). `truncate` keeps of plain text the beginning only, and loses the rest. `drop`
+leaves the row out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from cairn.data.rows import Row, messages_of
 from cairn.errors import UserError
 
-Overlong = Literal["drop", "truncate", "split"]
+Overlong = Literal["split", "truncate", "drop"]
 Objective = Literal["language_model", "supervised"]
 OnRow = Callable[[Row, int], None]
 
@@ -73,7 +74,7 @@ class Counters:
     dropped_overlong: int = 0
     """Rows left out because they, or their first answer, do not fit."""
     truncated: int = 0
-    """Rows that lost their end."""
+    """Rows that lost their end: dialogues, and texts under `truncate`."""
     split: int = 0
     """Rows that became several documents."""
     no_supervised: int = 0
@@ -94,7 +95,7 @@ def encode_row(
     tokenizer: TextTokenizer,
     *,
     max_length: int,
-    overlong: Overlong = "truncate",
+    overlong: Overlong = "split",
     objective: Objective = "supervised",
     counters: Counters | None = None,
     on_row: OnRow | None = None,
@@ -142,7 +143,7 @@ def encode_rows(
     tokenizer: TextTokenizer,
     *,
     max_length: int,
-    overlong: Overlong = "truncate",
+    overlong: Overlong = "split",
     objective: Objective = "supervised",
     counters: Counters,
     where: str = "",
@@ -174,7 +175,7 @@ def encode_rows(
     raise UserError(
         f"no row fits into {max_length} tokens ({counters.dropped_overlong} of {counters.rows} rows are too long)",
         where=f"{where}, first {first}",
-        remedy="raise the sequence length, or set overlong to 'truncate' or 'split'",
+        remedy="raise the sequence length, or set overlong to 'split' or 'truncate'",
     )
 
 

@@ -198,7 +198,8 @@ class Training(Config):
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give this or `tokens`."""
     tokens: int | None = Field(default=None, gt=0)
-    """Tokens to see, rounded up to a whole step."""
+    """The run's length as room for so many tokens: the steps are this divided by `step_tokens`, rounded up. A step takes whole documents
+    for as long as they fit, so the tokens seen are a little fewer than its room; the record counts them."""
     sequence_length: int = Field(default=512, gt=0)
     """Longest document, and capacity of a pack, in tokens."""
     batch_sequences: int = Field(default=16, gt=0)
@@ -206,8 +207,9 @@ class Training(Config):
     accumulate: int = Field(default=1, gt=0)
     """Micro-batches in a step, over all ranks: more ranks make fewer each, not a larger step. The loss is normalised by the supervised
     tokens of them all."""
-    overlong: Literal["truncate", "drop", "split"] = "truncate"
-    """A row longer than `sequence_length`: truncate (a dialogue at a turn's border, a text split), drop, or split (texts only). Counted."""
+    overlong: Literal["split", "truncate", "drop"] = "split"
+    """A row longer than `sequence_length`. split: a text becomes several documents and loses nothing, a dialogue ends after its last answer
+    that fits. truncate: so does a dialogue, and of a text only the beginning stays. drop: it is left out. The record counts each."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip: float = Field(default=1.0, ge=0)
