@@ -72,9 +72,9 @@ def _trainer(options: Options, folder: Path) -> Any:
     from cairn.data.batches import PackedStream
     from cairn.data.encode import document
     from cairn.model.config import ModelConfig
+    from cairn.model.determinism import deterministic
     from cairn.model.load import new_model
     from cairn.train.config import Training
-    from cairn.model.determinism import deterministic
     from cairn.train.loop import Trainer
 
     deterministic()

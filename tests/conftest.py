@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ def write_recipe(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+def heed_interrupts() -> None:
+    """Let a child process have Ctrl-C's signal as a terminal gives it: a shell starts what it runs in the background with the signal
+    ignored, and children inherit that. For `preexec_fn`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def cairn_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `cairn` with the dummy kinds as a process of its own; what is left at the end is killed."""
@@ -59,7 +66,8 @@ def cairn_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(*words: str, pause: float = 0.0) -> subprocess.Popen[str]:
         environ = {**os.environ, "DUMMY_PAUSE": str(pause)}
         command = [sys.executable, str(DUMMIES), *words]
-        process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, env=environ, text=True, preexec_fn=heed_interrupts, **pipes)
         running.append(process)
         return process
 

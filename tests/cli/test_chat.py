@@ -24,6 +24,7 @@ import torch
 from cairn.cli.main import main
 from cairn.data.readers import read_rows
 
+from ..conftest import heed_interrupts
 from .talker import CALLED, TOOL, endless, talker
 
 CAIRN = [sys.executable, "-m", "cairn.cli.main"]
@@ -244,7 +245,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 def test_an_interrupt_stops_the_answer_and_not_the_program(babbler: str, tmp_path: Path) -> None:
     words = [*CAIRN, "chat", babbler, "--max-new-tokens", "500000"]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(words, bufsize=0, env=environ(tmp_path), **pipes) as process:
+    with subprocess.Popen(words, bufsize=0, env=environ(tmp_path), preexec_fn=heed_interrupts, **pipes) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -262,6 +263,11 @@ def test_an_interrupt_stops_the_answer_and_not_the_program(babbler: str, tmp_pat
         assert process.wait(60) == 0
 
 
+def _take_terminal() -> None:
+    heed_interrupts()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Terminal:
     """A process on a terminal of its own."""
 
@@ -269,7 +275,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
             words, stdin=slave, stdout=slave, stderr=slave, env=env, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(slave)
         self.seen = ""

@@ -85,8 +85,8 @@ def _renderer(ref: str, format: str | None, store: Path | None) -> tuple[Any, To
 
     if ref in format_names():
         if format is not None:
-            remedy = f"leave --format away, or name a checkpoint in place of '{ref}'"
-            raise UserError(f"'{ref}' is a chat format itself: there is no checkpoint whose format to replace", where="--format", remedy=remedy)
+            what = f"'{ref}' is a chat format itself: there is no checkpoint whose format to replace"
+            raise UserError(what, where="--format", remedy=f"leave --format away, or name a checkpoint in place of '{ref}'")
         from cairn.tokenizer.train import byte_tokenizer
 
         chosen = load_format(ref)
