@@ -286,16 +286,20 @@ TOO_LONG = dialogue("user: Hi.", "assistant: " + "word " * 200)
         ("truncate", {"rows": 4, "kept": 3, "truncated": 2, "dropped_overlong": 1, "split": 0}),
         ("drop", {"rows": 4, "kept": 1, "truncated": 0, "dropped_overlong": 3, "split": 0}),
         ("split", {"rows": 4, "kept": 3, "truncated": 1, "dropped_overlong": 1, "split": 1}),
+        ("", {"rows": 4, "kept": 3, "truncated": 1, "dropped_overlong": 1, "split": 1}),
     ],
+    ids=lambda value: (value or "default") if isinstance(value, str) else "",
 )
 def test_rows_longer_than_the_sequence_are_counted_in_the_record(place: Place, policy: str, counted: dict[str, int]) -> None:
     place.write("bad.yaml", TRAINED)
     place.write("rows.jsonl", "\n".join([json.dumps(GOOD), LONG, TOO_LONG, json.dumps({"text": "word " * 200})]))
-    status, out, err = place.call("run", "bad.yaml", "--set", f"chat.overlong={policy}", "--json")
+    status, out, err = place.call("run", "bad.yaml", *(("--set", f"chat.overlong={policy}") if policy else ()), "--json")
     assert status == 0, err
     chat = json.loads(out)["stages"][-1]
     found = Artifact(place.store.artifacts / chat["key"]).record.metrics["sources"]["mine"]
     assert {name: found[name] for name in counted} == counted
+    assert f"{counted['dropped_overlong']} were left out, being longer than 32 tokens" in err
+    assert ("lost their end" in err) == (counted["truncated"] > 0)
 
 
 def test_rows_of_which_none_fits_are_refused(place: Place) -> None:

@@ -55,6 +55,12 @@ def test_split_text_makes_every_id_a_target_once(kinds, n, limit):
     assert count.documents == len(docs)
 
 
+def test_unless_told_otherwise_a_long_text_loses_nothing(words):
+    whole = [1, *words.encode("a b c d e f g"), 2]
+    docs = encode_row({"text": "a b c d e f g"}, None, words, max_length=4)
+    assert [int(t) for d in docs for t, m in zip(d.ids, d.mask, strict=True) if m] == whole[1:]
+
+
 def test_truncated_text_keeps_its_beginning(words):
     count = Counters()
     (doc,) = encode_row({"text": "a a a a a a"}, None, words, max_length=4, overlong="truncate", counters=count)

@@ -88,6 +88,12 @@ class Counters:
         """The counters by name, for a record."""
         return asdict(self)
 
+    def losses(self) -> str:
+        """What rows lost because they are too long, in words; empty where they lost nothing."""
+        told = ((self.truncated, "lost their end"), (self.dropped_overlong, "were left out"))
+        parts = [f"{number:,} {what}" for number, what in told if number]
+        return f"of {self.rows:,} rows {' and '.join(parts)}" if parts else ""
+
 
 def encode_row(
     row: Row,

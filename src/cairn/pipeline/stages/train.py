@@ -492,5 +492,7 @@ def _encode(context: Context, renderer: Any, tokenizer: Any, objective: Any) -> 
             numbers.append(count.rows)
         origins.append(numbers)
         counters[source.name] = count.as_dict()
+        if lost := count.losses():
+            context.progress.note(f"{source.name}: {lost}, being longer than {config.sequence_length} tokens")
         context.progress.update(number + 1, rows=count.rows)
     return encoded, origins, table.as_dict(), counters
