@@ -276,6 +276,33 @@ def demo_finished(status: int, out: str) -> Any:
     return Finished(status, 1.0, out)
 
 
+# -- cli ------------------------------------------------------------------------------------------------------------
+
+
+def test_cli_bounds_the_help_by_its_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cairn.pipeline.bench import Finished
+
+    bench, taken = load_benchmark("cli"), iter(())
+
+    def fake_cairn(words: list[str], **_: Any) -> Finished:
+        return Finished(0, next(taken) if words == ["--help"] else 0.1, "")
+
+    monkeypatch.setattr(bench, "call_cairn", fake_cairn)
+    for times, ok in (([9.0, 0.2, 0.9, 0.25], True), ([0.1, 0.2, 0.31, 0.32], False)):
+        taken = iter(times)
+        rows = bench.run(make_options("cli", bench, {"times": 3}))
+        assert [r["must"] for r in rows] == ["< 0.3", "< 0.3", "", "", ""]
+        assert (rows[0]["ours"], rows[0]["ok"]) == (sorted(times[1:])[1], ok), "the first process is no measurement"
+
+
+def test_cli_runs_the_commands_that_it_times(capsys: Capture) -> None:
+    # How long they take is the benchmark's affair, not a test's.
+    assert main(["bench", "cli", "--times", "1", "--json"]) in (0, 1)
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 5
+    assert all(r["ours"] > 0 for r in rows)
+
+
 # -- faults ---------------------------------------------------------------------------------------------------------
 
 STAGES = [{"name": "base", "key": "k1", "digest": "d1"}, {"name": "chat", "key": "k2", "digest": "d2"}]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,19 @@ def test_doctor_reports_and_measures(call: Call, store: Store) -> None:
     assert report["environment"]["packages"]["torch"]
     assert any("1 unfinished drafts take 3 B" in f["what"] for f in report["findings"])
     assert all(f["level"] in ("missing", "slow", "note") for f in report["findings"])
+
+
+def test_doctor_knows_the_packages_and_extras_that_the_installation_has() -> None:
+    from cairn.pipeline.health import _EXTRAS, _NEEDED
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
+
+    assert set(_NEEDED) == names(project["dependencies"])
+    extras = {extra: names(listed) for extra, listed in project["optional-dependencies"].items() if extra != "dev"}
+    assert {extra: set(packages) for extra, (packages, _) in _EXTRAS.items()} == extras
 
 
 def test_doctor_sees_a_store_that_cannot_be_written_and_too_many_threads(
