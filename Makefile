@@ -16,6 +16,7 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: $(STAMP)  ## train, evaluate and release the built-in chat model
 	$(BIN)/cairn run pebble
+	@echo "The command cairn is in $(BIN); once in a shell:  . $(BIN)/activate"
 
 test: $(STAMP)  ## lint, types and the fast tests
 	$(BIN)/ruff check .
