@@ -34,7 +34,9 @@ CAIRN = [sys.executable, "-m", "cairn.cli.main"]
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # what loading a model sets them to
+        yield
     torch.set_num_threads(threads)
 
 
