@@ -360,7 +360,7 @@ def speed_rows(shape: str, duels: dict[str, Duel], peak: float, gemm: list[float
 def first_loss(bench: Bench, shape: str) -> list[Row]:
     """Whether all compute the same: the loss of one step over the same rows in fp32, no row seeing another."""
     more = {"precision": "float32", "steps": 1}
-    ours = bench.answer("ours", {**bench.ours(shape, "first", more=more), "whole": True}, "first loss ours")["loss"]
+    ours = bench.answer("ours", {**bench.ours(shape, "first", more=more), "whole": True, "warmup": 10}, "first loss ours")["loss"]
     rows = []
     for name in ("TRL default", "HF Trainer bf16, grouped by length", DENSE):
         if name not in bench.options.peers:
