@@ -107,10 +107,10 @@ class Team:
             end_display: takes a live display off the screen, before a reason is printed over it.
         """
         from cairn.train.pulse import Pulse
-        from cairn.train.ranks import ALONE
+        from cairn.train.ranks import alone
 
         if not self.several:
-            yield ALONE
+            yield alone()
             return
         import torch
         import torch.distributed as dist

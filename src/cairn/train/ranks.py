@@ -234,6 +234,12 @@ class Ranks:
 
 
 ALONE = Ranks(Place())
+"""One process on the processor."""
+
+
+def alone() -> Ranks:
+    """One process on the device that this machine trains on: its first GPU where torch sees one, the processor elsewhere."""
+    return Ranks(Place(), "cuda:0") if torch.cuda.is_available() else ALONE
 
 
 class _SharedMemory:

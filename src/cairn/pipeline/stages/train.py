@@ -280,10 +280,10 @@ class Train(Stage):
         from cairn.ledger import seeds
         from cairn.model.determinism import deterministic
         from cairn.train.loop import Trainer
-        from cairn.train.ranks import ALONE
+        from cairn.train.ranks import alone
 
         config: TrainConfig = context.config
-        ranks = ranks or ALONE
+        ranks = ranks or alone()
         if ranks.threads is not None:
             deterministic(ranks.threads)
         seed = seeds.seed(context.seed, "train")
@@ -394,10 +394,10 @@ def _give_tokenizer(config: TrainConfig, tokenizer: Path, folder: Path) -> None:
 @contextlib.contextmanager
 def _together(context: Context) -> Iterator[Ranks]:
     """All ranks of the run; this process alone where there is one."""
-    from cairn.train.ranks import ALONE
+    from cairn.train.ranks import alone
 
     if not context.several:
-        yield ALONE
+        yield alone()
         return
     with context.team.together(context.name, context.key, context.draft, context.progress.close) as ranks:
         context.environment.update(world_size=ranks.world, threads=ranks.threads)
