@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from cairn.errors import UserError
+from cairn.model.cost import LOGITS
+from cairn.model.kernels import add_to
 
-LOGITS = 1 << 22
-"""Logits that are held at once (8 MB in bf16, about what a processor's cache holds): fewer positions at a time where the vocabulary is
-larger. Four times as many made the passes over them twice as slow."""
+CACHED = 1 << 22
+"""Logits that are made and passed over at once, as many as a processor's cache holds: four times as many took twice as long."""
+FEWEST = 128
+"""Positions that are made at once at least: a product of fewer costs as much as reading the head's weight."""
 ROWS = 8192
 """Rows of the head's weight whose gradient is added at once."""
 
@@ -71,18 +74,20 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
         grads = _Gradients(h_ND, weight_VD, bias_V)
-        for part in _chunks(len(targets_N), weight_VD.shape[0]):
-            z, slope = _chunk_logits(h_ND[part], head)
-            # Probabilities in the logits' own type: passes over fp32 logits cost more time than the products (docs/experiments.md).
-            p = torch.softmax(z, -1)
-            lse = _log_sum(z, p)
-            nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0].float()
-            total += nll_N[part].sum()
-            if z_loss:
-                total += z_loss * lse.square().sum()
-                p *= (1.0 + 2.0 * z_loss * lse)[:, None]
-            p[torch.arange(len(lse), device=p.device), targets_N[part]] -= 1.0
-            grads.add(part, p, slope, head)
+        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0]):
+            for part in parts:
+                z, slope = _chunk_logits(h_ND[part], head)
+                # Probabilities in the logits' own type: passes over fp32 logits cost more time than the products (docs/experiments.md).
+                p = torch.softmax(z, -1)
+                lse = _log_sum(z, p)
+                nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0].float()
+                total += nll_N[part].sum()
+                if z_loss:
+                    total += z_loss * lse.square().sum()
+                    p *= (1.0 + 2.0 * z_loss * lse)[:, None]
+                p[torch.arange(len(lse), device=p.device), targets_N[part]] -= 1.0
+                grads.add(whole, part, p, slope, head)
+            grads.end(whole)
         ctx.gradients = (grads.dh, grads.dw, grads.db)
         ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
         ctx.mark_non_differentiable(nll_N)
@@ -112,7 +117,7 @@ class _LogProbabilities(torch.autograd.Function):
     def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head) -> Tensor:
         logp_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
         lse_N = torch.empty_like(logp_N)
-        for part in _chunks(len(targets_N), weight_VD.shape[0]):
+        for part in (part for _, parts in _chunks(len(targets_N), weight_VD.shape[0]) for part in parts):
             z = _chunk_logits(h_ND[part], head)[0].float()
             lse_N[part] = torch.logsumexp(z, -1)
             logp_N[part] = z.gather(1, targets_N[part, None])[:, 0] - lse_N[part]
@@ -125,11 +130,13 @@ class _LogProbabilities(torch.autograd.Function):
         h_ND, weight_VD, bias_V, targets_N, lse_N = ctx.saved_tensors
         head = Head(weight_VD, bias_V, *ctx.head)
         sums = _Gradients(h_ND, weight_VD, bias_V)
-        for part in _chunks(len(targets_N), weight_VD.shape[0]):
-            z, slope = _chunk_logits(h_ND[part], head)
-            g = z.float().sub_(lse_N[part, None]).exp_().neg_()
-            g[torch.arange(len(g), device=g.device), targets_N[part]] += 1.0
-            sums.add(part, g.mul_(grads[0][part, None]), slope, head)
+        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0]):
+            for part in parts:
+                z, slope = _chunk_logits(h_ND[part], head)
+                g = z.float().sub_(lse_N[part, None]).exp_().neg_()
+                g[torch.arange(len(g), device=g.device), targets_N[part]] += 1.0
+                sums.add(whole, part, g.mul_(grads[0][part, None]), slope, head)
+            sums.end(whole)
         dw, db = sums.dw, sums.db
         return (
             sums.dh, None if dw is None else dw.to(weight_VD.dtype), None if db is None or bias_V is None else db.to(bias_V.dtype),
@@ -146,28 +153,41 @@ class _Gradients:
         # fp32 sums: adding chunks in bf16 would round each of them away.
         self.dw = torch.zeros(weight_VD.shape, dtype=torch.float32, device=h_ND.device) if weight_VD.requires_grad else None
         self.db = torch.zeros(weight_VD.shape[0], dtype=torch.float32, device=h_ND.device) if bias_V is not None else None
+        self.held: Tensor | None = None
+        """The logits' gradients of a whole chunk, in the hidden states' type: adding to the weight's costs a pass over all of it."""
 
-    def add(self, part: slice, g: Tensor, slope: Tensor | None, head: Head) -> None:
-        """Add a chunk's; `g` is the gradient of its logits and is overwritten."""
+    def add(self, whole: slice, part: slice, g: Tensor, slope: Tensor | None, head: Head) -> None:
+        """Add a part of the chunk `whole`; `g` is the gradient of its logits and is overwritten."""
         if slope is not None:
             g.mul_(slope)
         if head.scale != 1.0:
             g.mul_(head.scale)
         low = g.to(self.h.dtype)
         self.dh[part] = low @ self.weight
-        if self.dw is not None:
-            # Rows by the thousand: a product of the whole weight's size would be fetched from the system, and cleared, for each chunk.
-            for rows in (slice(at, at + ROWS) for at in range(0, len(self.dw), ROWS)):
-                self.dw[rows] += low[:, rows].t() @ self.h[part]
         if self.db is not None:
             self.db += g.sum(0)
+        if self.dw is not None:
+            if self.held is None:
+                self.held = low.new_empty(whole.stop - whole.start, low.shape[1])
+            self.held[part.start - whole.start : part.stop - whole.start] = low
+
+    def end(self, whole: slice) -> None:
+        """All parts of the chunk were added."""
+        if self.dw is None or self.held is None:
+            return
+        held, h = self.held[: whole.stop - whole.start], self.h[whole]
+        # Rows by the thousand: a product of the whole weight's size would be fetched from the system, and cleared, for each chunk.
+        for rows in (slice(at, at + ROWS) for at in range(0, len(self.dw), ROWS)):
+            add_to(self.dw[rows], held[:, rows].t() @ h)
 
 
-def _chunks(positions: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of positions whose logits stay within LOGITS, so that memory does not grow with the vocabulary."""
+def _chunks(positions: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Slices of positions whose logits stay within LOGITS, so that memory does not grow with the vocabulary, each in its parts."""
     size = max(1, LOGITS // vocabulary)
+    step = min(size, max(FEWEST, CACHED // vocabulary))
     for start in range(0, positions, size):
-        yield slice(start, min(start + size, positions))
+        stop = min(start + size, positions)
+        yield slice(start, stop), [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
 def _chunk_logits(h: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
@@ -184,8 +204,7 @@ def _chunk_logits(h: Tensor, head: Head) -> tuple[Tensor, Tensor | None]:
 
 def _log_sum(z: Tensor, p: Tensor) -> Tensor:
     """log Σ exp(z) in fp32, out of the largest logit and its probability: no further pass of exponentials."""
-    top = z.max(-1)
-    return top.values.float() - p.gather(1, top.indices[:, None])[:, 0].float().log()
+    return z.amax(-1).float() - p.amax(-1).float().log()
 
 
 def cross_entropy(h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:

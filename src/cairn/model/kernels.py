@@ -95,3 +95,9 @@ def rotate_back(g_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
     """The gradient of `rotate`: the rotation by the opposite angle."""
     first, second = g_THD.chunk(2, -1)
     return g_THD * cos_TD[:, None] + torch.cat((second, -first), -1) * sin_TD[:, None]
+
+
+@_kernel
+def add_to(sum_RD: Tensor, part_RD: Tensor) -> None:
+    """Add in place, whatever the type of the part: torch makes a copy in the sum's type first."""
+    sum_RD.add_(part_RD)
