@@ -189,6 +189,7 @@ def test_three_quotes_hold_several_lines_together(talk: Any, model: str, tmp_pat
         (["--format", "chat-ml"], "did you mean 'chatml'"),
         (["--format", "crystal"], "lacks special tokens"),
         (["--json"], "--once"),
+        (["--once", " "], "message is empty"),
     ],
 )
 def test_bad_options_are_told_before_the_model_is_loaded(

@@ -49,6 +49,17 @@ def test_an_unknown_name_gets_the_nearest(artifact: Artifact, store: Store, ref:
     assert remedy in caught.value.remedy
 
 
+def test_a_stage_of_a_built_in_recipe_that_is_still_to_run(store: Store, write_recipe: Write) -> None:
+    path = Path(write_recipe("  corpus: {kind: lines}\n"))
+    path.write_text(path.read_text().replace("recipe: small", "recipe: pebble"))
+    run_recipe(load_recipe(str(path)), store)
+    with pytest.raises(UserError, match="'pebble/chat' was not run") as caught:
+        resolve("pebble/chat", store, hub=False)
+    assert "cairn run pebble" in caught.value.remedy
+    with pytest.raises(UserError, match="nothing is called 'pebble/chta'"):
+        resolve("pebble/chta", store, hub=False)
+
+
 def test_an_ambiguous_key_an_empty_store_and_a_file(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the store is empty"):
         resolve("abcd", store)

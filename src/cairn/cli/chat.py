@@ -56,6 +56,9 @@ def command(
     from cairn.generate.dialogue import Conversation, Dialogue, read_tools
     from cairn.pipeline.resolve import model_folder
 
+    message = sys.stdin.read() if once == "-" else once or ""
+    if once is not None and not message.strip():
+        raise UserError("the message is empty", where="--once", remedy="give some text, or - and the text on standard input")
     if json and once is None:
         raise UserError("--json prints one answer", remedy="give the message with --once TEXT")
     if "" in (stop or ()):
@@ -69,7 +72,7 @@ def command(
     interrupt = repl.Interrupt()
     conversation = Conversation(_load(folder, format, dtype), dialogue, sampling, stop or (), interrupt.cancelled)
     if once is not None:
-        _once(conversation, sys.stdin.read() if once == "-" else once, json, interrupt)
+        _once(conversation, message, json, interrupt)
     elif sys.stdin.isatty():
         repl.Interactive(conversation, ref, interrupt).run()
     else:

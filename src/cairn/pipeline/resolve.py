@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from cairn.errors import UserError, did_you_mean
@@ -124,6 +125,9 @@ def _unknown(ref: str, store: Store, named: dict[str, dict[str, str]]) -> UserEr
     recipe = ref.partition("/")[0]
     where = str(store.root)
     if recipe in named:
+        if ref.partition("/")[2] in _stages_of(recipe):
+            what, remedy = f"the stage '{ref}' was not run to its end in this store yet", f"run it: cairn run {recipe}"
+            return UserError(what, where=where, remedy=remedy)
         near = [name for name in known if name.startswith(recipe + "/")]
         return UserError(f"nothing is called '{ref}'", where=where, remedy=did_you_mean(ref, near))
     if recipe in built_in():
@@ -132,6 +136,16 @@ def _unknown(ref: str, store: Store, named: dict[str, dict[str, str]]) -> UserEr
         remedy = "run a recipe first, or name another store with --store"
         return UserError(f"nothing is called '{ref}': the store is empty", where=where, remedy=remedy)
     return UserError(f"nothing is called '{ref}'", where=where, remedy=did_you_mean(ref, known))
+
+
+def _stages_of(recipe: str) -> Collection[str]:
+    """The stages of a built-in recipe that needs nothing from its user; none of any other."""
+    from cairn.pipeline.recipe import built_in, load_recipe
+
+    try:
+        return load_recipe(recipe, []).stages if recipe in built_in() else ()
+    except UserError:
+        return ()  # it asks for data: which stages it has is no news then
 
 
 def _from_hub(name: str) -> tuple[Path | None, str]:

@@ -82,6 +82,7 @@ def test_a_changed_file_runs_it_again_and_a_moved_one_does_not(recipe, tmp_path,
     ("words", "told"),
     [
         (["--set", "rows.holdout=2"], "less than or equal to 1"),
+        (["--set", "rows.sources.qa.holdout=0.0001"], "holdout: 0 beside the source"),
         (["--set", "rows.bad_rows=maybe"], "bad_rows"),
         (["--set", "rows.sources.qa.weight=0"], "above zero"),
         (["--set", "rows.sources.qa.path=/nowhere.jsonl"], "/nowhere.jsonl"),

@@ -63,7 +63,8 @@ class Data(Stage):
             if share > 0 and not summary["sources"][source.name]["heldout"]:
                 # An evaluation would meet the empty file only after all training.
                 what = f"a share of {share} of {summary['sources'][source.name]['rows']} rows holds none out"
-                raise UserError(what, where=f"{source.name}.holdout", remedy="raise the share, or set it to 0 for this source")
+                remedy = "raise the share, get more rows, or keep all for training: holdout: 0 beside the source's path"
+                raise UserError(what, where=f"stage '{context.name}', source '{source.name}': holdout", remedy=remedy)
         return summary
 
     def estimate(self, config: DataConfig, inputs: PlannedInputs) -> Estimate:
