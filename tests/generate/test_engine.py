@@ -41,11 +41,6 @@ def test_greedy_equals_transformers_token_by_token(family: str) -> None:
     assert len({tuple(c.ids) for c in got}) >= 7, "the model must not say the same to every prompt, or nothing was tested"
 
 
-def test_the_families_cover_every_way_of_batching() -> None:
-    ways = {(e.cached, e.padded) for e in (Engine(build(f)) for f in ("llama", "bloom", "mamba"))}
-    assert ways == {(True, True), (True, False), (False, False)}
-
-
 def test_repetition_penalty_equals_transformers(llama: Any) -> None:
     given = prompts(5, seed=4)
     requests = [Request(ids, Sampling(max_new_tokens=20, repetition_penalty=1.4)) for ids in given]
@@ -122,16 +117,6 @@ def test_reasons(llama: Any) -> None:
 
     called = Engine(llama).generate([Request(ids, Sampling(max_new_tokens=10), stop=lambda answer: len(answer) == 3)])[0]
     assert called == Completion(free.ids[:3], "stop")
-
-
-def test_rows_that_end_leave_the_batch(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-    forward = llama.forward
-    monkeypatch.setattr(llama, "forward", lambda **given: (sizes.append(len(given["input_ids"])), forward(**given))[1])
-    engine = Engine.__new__(Engine)
-    engine.__dict__.update(Engine(build("llama")).__dict__ | {"model": llama})
-    engine.generate([Request(ids, Sampling(max_new_tokens=n)) for n, ids in zip((1, 3, 3, 6), prompts(4, seed=9), strict=True)])
-    assert sizes == [4, 3, 3, 1, 1, 1]
 
 
 def test_cancelling_keeps_what_was_generated(llama: Any) -> None:

@@ -27,7 +27,7 @@ def command(
     stop: Stop = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows answered together at most.")] = 64,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Answer each row alone, so that no answer can depend on other rows. Slower.")
+        bool, typer.Option("--deterministic", help="Compute each row by itself: no answer can depend on other rows. Slower.")
     ] = False,
     format: FormatName = None,
     dtype: Dtype = "float32",

@@ -125,7 +125,8 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> l
 def _detail(suite: Suite) -> dict[str, Any]:
     """How the questions were asked and read: without it a number cannot be compared."""
     asked = {"prompt": suite.prompt, "few_shot": suite.few_shot}
-    how = {"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens}
+    how: dict[str, Any] = {"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens}
+    how["deterministic"] = False  # answers run in batches: near ties may fall otherwise in another company
     return {**how, **{name: value for name, value in asked.items() if value}}
 
 
@@ -141,7 +142,7 @@ def _ask(
     from cairn.generate.sampling import Sampling
 
     renderer, tokenizer = subject.renderer, subject.tokenizer
-    engine = Engine(subject.model, pad_id=tokenizer.pad_id or 0, max_batch=max_batch, vocab_size=tokenizer.vocab_size)
+    engine = Engine(subject.model, max_batch=max_batch, vocab_size=tokenizer.vocab_size)
     sampling = Sampling.model_validate({"max_new_tokens": suite.max_new_tokens})
     rendered = []
     for row in rows:

@@ -64,27 +64,16 @@ class Chooser:
         self._top_k_B1 = column("top_k", torch.int64)
         self._top_p_B1 = column("top_p", torch.float64)
         self._min_p_B1 = column("min_p", torch.float64)
-        self._penalty_B1 = column("repetition_penalty", torch.float64)
-        self.needs_seen = any(s.repetition_penalty != 1.0 for s in samplings)
         self.needs_uniforms = any(not s.greedy for s in samplings)
         self._truncates = any(not s.greedy and (s.top_k or s.top_p < 1.0 or s.min_p) for s in samplings)
 
-    def select(self, rows_N: Tensor) -> None:
-        """Keep only these rows."""
-        for name in ("_temperature_B1", "_top_k_B1", "_top_p_B1", "_min_p_B1", "_penalty_B1"):
-            setattr(self, name, getattr(self, name)[rows_N])
-
-    def choose(self, logits_BV: Tensor, *, uniform_B: Tensor | None = None, seen_BV: Tensor | None = None) -> Tensor:
+    def choose(self, logits_BV: Tensor, *, uniform_B: Tensor | None = None) -> Tensor:
         """The next id of every row, or `NOT_FINITE`.
 
         Args:
-            logits_BV: as the model gave them, any float type.
+            logits_BV: as the model gave them or `Choice` changed them, any float type.
             uniform_B: numbers in [0, 1), float64; needed where a row is not greedy.
-            seen_BV: True where a row's prompt or answer holds the token; needed where a row has a repetition penalty.
         """
-        if self.needs_seen:
-            assert seen_BV is not None
-            logits_BV = penalise(logits_BV.double(), seen_BV, self._penalty_B1)
         best_B, ids_B = logits_BV.max(-1)
         if self.needs_uniforms:
             assert uniform_B is not None

@@ -1,84 +1,44 @@
 """The engine: token ids in, token ids out, for any transformers causal language model. Knows no text, chat or HTTP.
 
-Requests of similar prompt length run together, padded on the left; a row that ends leaves the batch, so that one long
-answer does not keep the others computing. Which requests run together depends on the requests alone and not on the
-order in which they are given. Models whose forward takes no padding run in batches of equal length; models whose state
-is not a key-value cache (Mamba, RWKV, …) are run without one: slow, and right.
+A scheduler lets requests join and leave a running batch at every step; a runner holds the model and its caches. Here both are
+put together, requests are checked, and answers are collected.
 
-A draw is a function of (sampling seed, request index, step), never of a generator. Logits of a row differ in the last
+A draw is a function of (sampling seed, request's stream, step), never of a generator. Logits of a row differ in the last
 bits with the shape of its batch, so a near tie may fall otherwise in other company: of 200 answers of 40 tokens of a random
-model with 0.5 M parameters none did in float32 and 68 did in bfloat16. `deterministic=True` runs every request alone, which
-leaves nothing to depend on, and is slower.
+model with 0.5 M parameters none did in float32 and 68 did in bfloat16. `deterministic=True` leaves nothing to depend on: every
+sequence runs by itself, cut at fixed places. That costs most of what batching gains, so it is off unless asked for, and every
+completion says which it was.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from cairn.errors import UserError
-from cairn.generate.draw import NOT_FINITE, Chooser
-from cairn.generate.sampling import Sampling
-from cairn.ledger import seeds
+from cairn.generate.hf_runner import HfRunner, context_length
+from cairn.generate.job import Job
+from cairn.generate.request import Completion, Logprob, Reason, Request, Step
+from cairn.generate.runner import Runner
+from cairn.generate.scheduler import Scheduler
 
-Reason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to be continued.
-
-    Attributes:
-        ids: the prompt's token ids, at least one.
-        sampling: how tokens are chosen, and how many at most.
-        stop_ids: tokens that end the answer.
-        stop: called with the ids generated so far after each token; true ends the answer.
-        index: names the request's stream of draws; give distinct ones to distinct requests of one seed.
-    """
-
-    ids: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    stop_ids: frozenset[int] = frozenset()
-    stop: Callable[[list[int]], bool] | None = None
-    index: int = 0
-
-
-@dataclass
-class Completion:
-    """The tokens that continue a prompt.
-
-    Attributes:
-        ids: every generated id, the stop token included where one ended the answer.
-        reason: "stop" (stop token or stop function), "length" (max_new_tokens or the model's context), "cancelled".
-        stop_id: the stop token, where one ended the answer.
-    """
-
-    ids: list[int]
-    reason: Reason
-    stop_id: int | None = None
-
-    @property
-    def content_ids(self) -> list[int]:
-        """The ids without the stop token."""
-        return self.ids if self.stop_id is None else self.ids[:-1]
+__all__ = ["Completion", "Engine", "Logprob", "Reason", "Request", "Step"]
 
 
 class Engine:
-    """Continues prompts with a model.
+    """Continues prompts with a model. Used by one thread at a time; `Worker` makes it one for many.
 
     Args:
         model: a transformers causal language model.
-        pad_id: id that fills the left of shorter prompts; any id within the vocabulary does, it is never attended to.
+        pad_id: has no effect, for padding here is the runner's matter; taken so that callers who name one go on working.
         max_batch: requests that run together at most.
-        max_batch_tokens: prompt and answer tokens (padding counted) that run together at most; bounds the cache's memory. A single
-            request above it runs alone.
+        max_batch_tokens: prompt and answer tokens (padding counted) that are held together at most; bounds the cache's memory.
+            Requests wait for their place. A single request above it runs alone.
         vocab_size: ids from here on are never chosen (rows that pad the model's head beyond the tokenizer's vocabulary).
-        deterministic: run every request alone, so that its answer cannot depend on its company.
+        deterministic: an answer's bytes cannot depend on its company.
+        chunk: prompt tokens that are computed in one step, beside running answers.
+        keep: keep the prefixes of ended requests while nothing runs. For models whose weights do not change.
+        runner: makes what runs the model, given it, the number of slots and whether every piece must run by itself.
     """
 
     def __init__(
@@ -90,23 +50,39 @@ class Engine:
         max_batch_tokens: int = 32768,
         vocab_size: int | None = None,
         deterministic: bool = False,
+        chunk: int = 512,
+        keep: bool = False,
+        runner: Callable[[Any, int, bool], Runner] | None = None,
     ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
             raise UserError("the model has an encoder; only causal language models generate here", remedy="give a decoder-only model")
         self.model = model
-        self.pad_id = pad_id
-        self.max_batch = 1 if deterministic else max_batch
+        self.max_batch = max_batch
         self.max_batch_tokens = max_batch_tokens
         self.deterministic = deterministic
         self.rows = int(model.get_input_embeddings().weight.shape[0])
         self.vocab_size = vocab_size
-        self.config = model.config.get_text_config(decoder=True)
-        self.context: int | None = _context_length(self.config)
-        parameters = inspect.signature(model.forward).parameters
-        self.cached = "past_key_values" in parameters and not getattr(model, "_is_stateful", False) and _takes_dynamic_cache(model)
-        self.padded = self.cached and "attention_mask" in parameters and "position_ids" in parameters
-        self._keeps_logits = "logits_to_keep" in parameters
-        self._takes_positions = "position_ids" in parameters
+        self.context: int | None = context_length(model.config.get_text_config(decoder=True))
+        self._chunk, self._keep = chunk, keep
+        self._make_runner = runner or (lambda model, slots, alone: HfRunner(model, slots, alone=alone))
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What runs the requests; made with its runner when first asked for, for that tries the model."""
+        if self._scheduler is None:
+            with evaluating(self.model):
+                runner = self._make_runner(self.model, self.max_batch, self.deterministic)
+            self._scheduler = Scheduler(
+                runner,
+                vocab=self.rows if self.vocab_size is None else self.vocab_size,
+                most=self.max_batch,
+                budget=self.max_batch_tokens,
+                chunk=self._chunk,
+                deterministic=self.deterministic,
+                keep=self._keep,
+            )
+        return self._scheduler
 
     def check(self, request: Request) -> None:
         """Refuse a request that the model cannot run.
@@ -142,178 +118,81 @@ class Engine:
     ) -> list[Completion]:
         """Answer all requests; the answers stand in the order of the requests.
 
+        In which order they run, and so in what company, hangs on the requests alone and not on the order in which they are given.
+
         Args:
             requests: any number, of any lengths.
             on_progress: called after every step with (finished requests, tokens generated).
             cancelled: asked before every step; once true, what is not finished ends with reason "cancelled".
 
         Raises:
-            UserError: see `check`; nothing is run then.
+            UserError: see `check`, nothing is run then; or what ended a request in place of an answer.
         """
         for request in requests:
             self.check(request)
-        done: dict[int, Completion] = {}
-        tokens = 0
-        with _evaluating(self.model):
-            for group in self._groups(requests):
-                batch = _Batch(self, [requests[i] for i in group])
-                while batch.alive and not (cancelled and cancelled()):
-                    tokens += len(batch.step())
-                    if on_progress:
-                        on_progress(len(done) + len(group) - len(batch.alive), tokens)
-                done.update(zip(group, batch.completions(), strict=True))
-        return [done[i] for i in range(len(requests))]
+        scheduler = self.scheduler
+        if scheduler.idle:
+            scheduler.forget()  # what was asked before must have no say in the last bits
+        order = sorted(range(len(requests)), key=lambda i: _place(requests[i]))
+        jobs = {i: scheduler.submit(requests[i], self.limit(requests[i])) for i in order}
+        open_jobs, tokens = list(jobs.values()), 0
+        try:
+            while open_jobs and not (cancelled and cancelled()):
+                tokens += self._step()
+                open_jobs = [job for job in open_jobs if not _ended(job)]
+                if on_progress:
+                    on_progress(len(jobs) - len(open_jobs), tokens)
+        finally:
+            self._cancel(open_jobs)
+        return [_completion(jobs[i]) for i in range(len(requests))]
 
     def stream(self, request: Request, cancelled: Callable[[], bool] | None = None) -> Generator[int, None, Completion]:
         """Yield the ids of one answer as they come; the generator's value is the completion."""
         self.check(request)
-        with _evaluating(self.model):
-            batch = _Batch(self, [request])
-            while batch.alive and not (cancelled and cancelled()):
-                yield from batch.step()
-        return batch.completions()[0]
+        job = self.scheduler.submit(request, self.limit(request))
+        given = 0
+        try:
+            while not _ended(job) and not (cancelled and cancelled()):
+                self._step()
+                while given < len(job.answer):
+                    yield job.answer[given]
+                    given += 1
+        finally:
+            self._cancel([job])
+        return _completion(job)
 
-    def _groups(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Positions of the requests that run together: a function of the set of requests, not of their order."""
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].ids), requests[i].index, tuple(requests[i].ids)))
-        group: list[int] = []
-        answer = 0
-        for i in order:
-            length, most = len(requests[i].ids), self.limit(requests[i])
-            if group:
-                shortest = len(requests[group[0]].ids)
-                # Padding a 16 token prompt to 512 computes 496 tokens for nothing; a second batch is cheaper.
-                near = length <= 2 * shortest + 32 if self.padded else length == shortest
-                fits = (len(group) + 1) * (length + max(answer, most)) <= self.max_batch_tokens
-                if not near or not fits or len(group) >= self.max_batch:
-                    yield group
-                    group, answer = [], 0
-            group.append(i)
-            answer = max(answer, most)
-        if group:
-            yield group
+    def _step(self) -> int:
+        with evaluating(self.model):
+            try:
+                return self.scheduler.step()
+            except BaseException:
+                self.scheduler.reset()  # slots are in no known state after half a step
+                raise
 
-
-class _Batch:
-    """Requests that run together, from the prompt to the last token. `alive` holds the numbers of the rows still running."""
-
-    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        self._engine = engine
-        self._requests = requests
-        self._answers: list[list[int]] = [[] for _ in requests]
-        self._ends: list[tuple[Reason, int | None] | None] = [None] * len(requests)
-        self._limits = [engine.limit(r) for r in requests]
-        self.alive = list(range(len(requests)))
-        device = engine.model.device
-        longest = max(len(r.ids) for r in requests)
-        pads = [longest - len(r.ids) for r in requests]
-        self._ids_BT = torch.tensor([[engine.pad_id] * p + list(r.ids) for p, r in zip(pads, requests, strict=True)], device=device)
-        self._chooser = Chooser([r.sampling for r in requests], device)
-        self._cache: Any = None
-        self._mask_BT: Tensor | None = None
-        if engine.cached:
-            from transformers import DynamicCache
-
-            self._cache = DynamicCache(config=engine.config)
-        positions_BT = torch.arange(longest, device=device).expand(len(requests), -1)
-        if any(pads):
-            offset_B1 = torch.tensor(pads, device=device)[:, None]
-            self._mask_BT = (positions_BT >= offset_B1).long()
-            positions_BT = (positions_BT - offset_B1).clamp(min=0)
-        self._positions_BT = positions_BT
-        self._seen_BV = self._mark_seen() if self._chooser.needs_seen else None
-
-    def _mark_seen(self) -> Tensor:
-        """Which ids each prompt holds; padding is not seen."""
-        seen_BV = torch.zeros(len(self._requests), self._engine.rows, dtype=torch.bool, device=self._ids_BT.device)
-        for row, request in enumerate(self._requests):
-            seen_BV[row, torch.tensor(list(request.ids), device=seen_BV.device)] = True
-        return seen_BV
-
-    def completions(self) -> list[Completion]:
-        """The answers so far; a row that is still running counts as cancelled."""
-        ends = [end or ("cancelled", None) for end in self._ends]
-        return [Completion(ids, reason, stop_id) for ids, (reason, stop_id) in zip(self._answers, ends, strict=True)]
-
-    @torch.inference_mode()
-    def step(self) -> list[int]:
-        """Generate one token for every running row; gives them in the order of the rows."""
-        logits_BV = self._forward()
-        if self._engine.vocab_size is not None:
-            logits_BV = logits_BV[:, : self._engine.vocab_size]
-        seen_BV = None if self._seen_BV is None else self._seen_BV[:, : logits_BV.shape[1]]
-        ids_B = self._chooser.choose(logits_BV, uniform_B=self._uniforms(), seen_BV=seen_BV)
-        tokens: list[int] = ids_B.tolist()
-        if NOT_FINITE in tokens:
-            remedy = "load it in float32; if that fails too, its weights are damaged"
-            raise UserError("the model's logits are not finite numbers", remedy=remedy)
-        stay = [place for place, token in enumerate(tokens) if not self._take(self.alive[place], token)]
-        self._advance(ids_B, stay)
-        return tokens
-
-    def _forward(self) -> Tensor:
-        """Logits of the last position."""
-        engine = self._engine
-        inputs: dict[str, Any] = {"input_ids": self._ids_BT, "use_cache": engine.cached}
-        if engine.cached:
-            inputs["past_key_values"] = self._cache
-            if engine._takes_positions:
-                inputs["position_ids"] = self._positions_BT
-        if self._mask_BT is not None:
-            inputs["attention_mask"] = self._mask_BT
-        if engine._keeps_logits:
-            inputs["logits_to_keep"] = 1
-        return engine.model(**inputs, return_dict=True).logits[:, -1]
-
-    def _uniforms(self) -> Tensor | None:
-        if not self._chooser.needs_uniforms:
-            return None
-        rows = [(self._requests[r].sampling.seed, self._requests[r].index, len(self._answers[r])) for r in self.alive]
-        draws = [seeds.uniform(seed, f"sample/{index}", step) for seed, index, step in rows]
-        return torch.tensor(draws, dtype=torch.float64, device=self._ids_BT.device)
-
-    def _take(self, row: int, token: int) -> bool:
-        """Add a token to a row's answer; true where the row ends with it."""
-        request, answer = self._requests[row], self._answers[row]
-        answer.append(token)
-        if token in request.stop_ids:
-            self._ends[row] = ("stop", token)
-        elif request.stop is not None and request.stop(answer):
-            self._ends[row] = ("stop", None)
-        elif len(answer) >= self._limits[row]:
-            self._ends[row] = ("length", None)
-        return self._ends[row] is not None
-
-    def _advance(self, ids_B: Tensor, stay: list[int]) -> None:
-        """Make the chosen ids the next input, and drop the rows that ended from everything that is kept a row."""
-        next_B1 = ids_B[:, None]
-        if self._engine.cached:
-            self._ids_BT = next_B1
-            self._positions_BT = self._positions_BT[:, -1:] + 1
-            if self._mask_BT is not None:
-                self._mask_BT = torch.cat([self._mask_BT, torch.ones_like(next_B1)], dim=1)
-        else:
-            self._ids_BT = torch.cat([self._ids_BT, next_B1], dim=1)
-        if self._seen_BV is not None:
-            self._seen_BV.scatter_(1, next_B1, True)
-        if len(stay) == len(self.alive):
-            return
-        self.alive = [self.alive[place] for place in stay]
-        if not stay:
-            self._cache = None
-            return
-        keep_N = torch.tensor(stay, device=ids_B.device)
-        self._ids_BT, self._positions_BT = self._ids_BT[keep_N], self._positions_BT[keep_N]
-        if self._mask_BT is not None:
-            self._mask_BT = self._mask_BT[keep_N]
-        if self._seen_BV is not None:
-            self._seen_BV = self._seen_BV[keep_N]
-        if self._cache is not None:
-            self._cache.reorder_cache(keep_N)
-        self._chooser.select(keep_N)
+    def _cancel(self, jobs: Sequence[Job]) -> None:
+        """End what has not ended; its places are free afterwards."""
+        for job in jobs:
+            if not job.done:
+                self.scheduler.cancel(job)
+        self.scheduler.sweep()
 
 
-class _evaluating:
+def _place(request: Request) -> tuple[int, int, int, tuple[int, ...]]:
+    return len(request.ids), request.index, request.sample, tuple(request.ids)
+
+
+def _ended(job: Job) -> bool:
+    if job.error is not None:
+        raise job.error
+    return job.done
+
+
+def _completion(job: Job) -> Completion:
+    assert job.completion is not None
+    return job.completion
+
+
+class evaluating:
     """Puts the model into evaluation mode for a while (dropout off) and back afterwards."""
 
     def __init__(self, model: Any) -> None:
@@ -326,18 +205,3 @@ class _evaluating:
     def __exit__(self, *_: object) -> None:
         if self._training:
             self._model.train()
-
-
-def _context_length(config: Any) -> int | None:
-    """The number of positions that the model was made for, or None where it has no bound."""
-    for name in ("max_position_embeddings", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
-def _takes_dynamic_cache(model: Any) -> bool:
-    """Whether the model's family works with transformers' growing key-value cache."""
-    probe = getattr(type(model), "_supports_default_dynamic_cache", None)
-    return bool(probe()) if probe is not None else False

@@ -48,7 +48,7 @@ def load(
         format: a shipped chat format to use in place of the one that lies with the model.
         dtype: precision of the weights, float32 or bfloat16.
         max_batch: requests that run together at most.
-        deterministic: run every request alone.
+        deterministic: an answer's bytes cannot depend on its company; slower.
 
     Raises:
         UserError: a folder without these, or with pickled weights.
@@ -56,9 +56,7 @@ def load(
     determinism.deterministic()
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, dtype)
-    engine = Engine(
-        model, pad_id=tokenizer.pad_id or 0, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic
-    )
+    engine = Engine(model, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic, keep=True)
     loaded = Loaded(Path(folder), engine, tokenizer)
     if format is not None:
         loaded.format = load_format(format)

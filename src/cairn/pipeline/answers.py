@@ -52,12 +52,12 @@ def answer_file(
         reader: how the file is read.
         limit: answer at most so many rows, the first ones.
         batch: rows answered together at most.
-        deterministic: answer each row alone.
+        deterministic: compute each row by itself, so that no answer can depend on others.
         format: a shipped chat format in place of the model's own.
         dtype: precision of the weights.
 
     Returns:
-        {"rows", "tokens", "seconds", "tokens_per_second", "reasons", "resumed", "out"}.
+        {"rows", "tokens", "seconds", "tokens_per_second", "reasons", "resumed", "deterministic", "out"}.
 
     Raises:
         UserError: a bad row (before anything is answered), a model that cannot be loaded, or a file that cannot be written.
@@ -70,7 +70,8 @@ def answer_file(
     from cairn.generate.load import load
 
     loaded = load(model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic)
-    options = {"sampling": sampling.model_dump(), "stop": list(stop), "batch": loaded.engine.max_batch, "format": format, "dtype": dtype}
+    how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype}
+    options = {"sampling": sampling.model_dump(), "stop": list(stop), **how}
     partial = _Partial(target, {**options, "model": _stamps(model), "rows": [_digest(source), reader, limit]})
     progress.start(total, "rows", partial.found)
     begun = time.perf_counter()
@@ -87,6 +88,7 @@ def answer_file(
         "tokens_per_second": tokens / seconds if seconds else 0.0,
         "reasons": partial.finish(),
         "resumed": partial.found,
+        "deterministic": deterministic,
         "out": str(target),
     }
 
