@@ -63,7 +63,11 @@ def parse_answer(format: Format, tokenizer: Tokenizer, ids: Sequence[int]) -> di
     stops = {tokenizer.special.get(name) for name in (*format.stop, format.eos, tokenizer.eos) if name}
     ids = list(ids)
     cut = next((k for k, i in enumerate(ids) if i in stops), len(ids))
-    text = tokenizer.decode(ids[:cut])
+    return answer_of_text(format, tokenizer.decode(ids[:cut]))
+
+
+def answer_of_text(format: Format, text: str) -> dict[str, Any]:
+    """Like `parse_answer`, of the decoded text without its stop token."""
     return _answer(format, text.removesuffix(format.closing) if format.closing else text)
 
 

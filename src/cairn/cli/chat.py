@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cairn.cli.sampling import Dtype, FormatName, MaxNewTokens, MinP, Penalty, Seed, Stop, Temperature, TopK, TopP, make_sampling
+from cairn.cli.sampling import (
+    Choice,
+    Dtype,
+    FormatName,
+    MaxNewTokens,
+    MinP,
+    Penalty,
+    Regex,
+    Schema,
+    Seed,
+    Stop,
+    Temperature,
+    ToolChoice,
+    TopK,
+    TopP,
+    make_hold,
+    make_sampling,
+)
 from cairn.cli.show import Json, StoreDir, err, open_store, print_json
 from cairn.errors import UserError
 
@@ -37,6 +54,10 @@ def command(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     stop: Stop = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    tool_choice: ToolChoice = None,
     format: FormatName = None,
     dtype: Dtype = "float32",
     store: StoreDir = None,
@@ -64,13 +85,14 @@ def command(
     if "" in (stop or ()):
         raise UserError("a stop string is empty", where="--stop", remedy="give at least one character")
     sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    hold = make_hold(schema, regex, choice, tool_choice)
     folder = model_folder(ref, open_store(store))
     chat_format = _format(folder, format)
     dialogue = Dialogue(system=system, tools=read_tools(tools) if tools else None)
     for text in attr or ():
         dialogue.set_attribute(chat_format, text)
     interrupt = repl.Interrupt()
-    conversation = Conversation(_load(folder, format, dtype), dialogue, sampling, stop or (), interrupt.cancelled)
+    conversation = Conversation(_load(folder, format, dtype), dialogue, sampling, stop or (), interrupt.cancelled, hold)
     if once is not None:
         _once(conversation, message, json, interrupt)
     elif sys.stdin.isatty():

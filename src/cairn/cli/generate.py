@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
-from cairn.cli.sampling import Dtype, FormatName, MaxNewTokens, MinP, Penalty, Seed, Stop, Temperature, TopK, TopP, make_sampling
+from cairn.cli.sampling import (
+    Choice,
+    Dtype,
+    FormatName,
+    MaxNewTokens,
+    MinP,
+    Penalty,
+    Regex,
+    Schema,
+    Seed,
+    Stop,
+    Temperature,
+    ToolChoice,
+    TopK,
+    TopP,
+    make_hold,
+    make_sampling,
+)
 from cairn.cli.show import Json, StoreDir, err, open_store, print_json
 
 
@@ -25,6 +42,11 @@ def command(
     repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     stop: Stop = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    choice: Choice = None,
+    tool_choice: ToolChoice = None,
+    heal: Annotated[bool, typer.Option("--heal", help="Continue plain text from inside of its last word where a longer one fits.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows answered together at most.")] = 64,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Compute each row by itself: no answer can depend on other rows. Slower.")
@@ -48,10 +70,11 @@ def command(
     from cairn.pipeline.resolve import model_folder
 
     sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    hold = make_hold(schema, regex, choice, tool_choice, heal)
     model = model_folder(ref, open_store(store))
     report = answer_file(
-        model, source, target, make_progress("generate"), sampling=sampling, stop=stop or [], reader=reader, limit=limit,
-        batch=batch, deterministic=deterministic, format=format, dtype=dtype,
+        model, source, target, make_progress("generate"), sampling=sampling, stop=stop or [], hold=hold, reader=reader,
+        limit=limit, batch=batch, deterministic=deterministic, format=format, dtype=dtype,
     )  # fmt: skip
     if json:
         print_json(report)

@@ -1,12 +1,16 @@
-"""The options that `chat` and `generate` share: how tokens are chosen, and how the model is loaded."""
+"""The options that `chat` and `generate` share: how tokens are chosen, what answers must look like, and how the model is loaded."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cairn.errors import UserError
+
 if TYPE_CHECKING:
+    from cairn.generate.grammar import Hold
     from cairn.generate.sampling import Sampling
 
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.")]
@@ -23,6 +27,58 @@ FormatName = Annotated[
     str | None, typer.Option("--format", help="A chat format by name, in place of the model's own.", show_default=False)
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the weights: float32 or bfloat16.")]
+Schema = Annotated[
+    Path | None, typer.Option("--schema", help="JSON schema, a file: every answer is JSON that is valid against it.", show_default=False)
+]
+Regex = Annotated[str | None, typer.Option("--regex", help="Every answer matches this regular expression.", show_default=False)]
+Choice = Annotated[
+    list[str] | None, typer.Option("--choice", help="Every answer is one of these texts; give it again for each.", show_default=False)
+]
+ToolChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--tool-choice",
+        help="Hold answers to calls that parse: auto, none, required, or a function's name. Free unless given.",
+        show_default=False,
+    ),
+]
+
+
+def make_hold(
+    schema: Path | None, regex: str | None, choice: list[str] | None, tool_choice: str | None, healed: bool = False
+) -> Hold | None:
+    """What answers are held to, out of the options; None where nothing is asked.
+
+    Raises:
+        UserError: options that exclude each other, an unreadable file, or something malformed.
+    """
+    given = {"--schema": schema, "--regex": regex, "--choice": choice, "--tool-choice": tool_choice if tool_choice != "none" else None}
+    names = [name for name, value in given.items() if value]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} exclude each other", remedy="give one of them")
+    if not names and tool_choice is None and not healed:
+        return None
+    from cairn.generate import grammar
+
+    constraint = None
+    if schema is not None:
+        constraint = grammar.json_schema(_json_file(schema), str(schema))
+    elif regex:
+        constraint = grammar.regex(regex, "--regex")
+    elif choice:
+        constraint = grammar.choice(choice, "--choice")
+    return grammar.Hold(constraint, tool_choice, healed)
+
+
+def _json_file(path: Path) -> object:
+    import json
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path), remedy="check the path") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the schema: {error}", where=str(path), remedy="give a JSON schema") from None
 
 
 def make_sampling(

@@ -66,14 +66,15 @@ class Choice:
             logits_V = masked_V
         return logits_V
 
-    def accept(self, id: int) -> None:
-        """Take note of the id that was chosen."""
+    def accept(self, id: int) -> bool:
+        """Take note of the id that was chosen; false where the constraint refuses it: `adjust` then leaves it out."""
+        if self.matcher is not None and not self.matcher.accept(id):
+            return False
         if self._seen_V is not None:
             self._seen_V[id] = True
         if self._counts_V is not None:
             self._counts_V[id] += 1
-        if self.matcher is not None:
-            self.matcher.accept(id)
+        return True
 
     @property
     def finished(self) -> bool:

@@ -15,6 +15,7 @@ from cairn.ledger.store import write_atomically
 
 if TYPE_CHECKING:
     from cairn.chat.format import Format
+    from cairn.generate.grammar import Hold
     from cairn.generate.sampling import Sampling
     from cairn.generate.session import Final, Piece, Session
 
@@ -113,6 +114,7 @@ class Conversation:
         sampling: how tokens are chosen.
         stop_strings: texts that end an answer; they are not part of it.
         cancelled: asked before every token; once true the answer ends, and what there is of it is kept.
+        hold: what its answers are held to.
     """
 
     def __init__(
@@ -122,9 +124,10 @@ class Conversation:
         sampling: Sampling,
         stop_strings: Sequence[str] = (),
         cancelled: Callable[[], bool] | None = None,
+        hold: Hold | None = None,
     ) -> None:
         self.session, self.dialogue, self.sampling = session, dialogue, sampling
-        self.stop_strings, self.cancelled = tuple(stop_strings), cancelled
+        self.stop_strings, self.cancelled, self.hold = tuple(stop_strings), cancelled, hold
         self._answers = 0
 
     def ask(self, text: str) -> Iterator[Piece | Final]:
@@ -162,10 +165,14 @@ class Conversation:
         """Answer the dialogue with `added`, and keep both. Nothing is kept of a turn that failed or stayed empty."""
         from cairn.generate.session import Final
 
-        dialogue = self.dialogue
+        dialogue, choice = self.dialogue, self.hold and self.hold.tool_choice
+        if added[-1]["role"] == "tool" and choice not in (None, "none"):
+            choice = "auto"  # a result is to be answered: a call that is asked for every time would never end
         events = self.session.reply(
             dialogue.messages + added,
             tools=dialogue.tools,
+            tool_choice=choice,
+            constraint=self.hold and self.hold.constraint,
             attributes=dialogue.attributes,
             sampling=self.sampling,
             stop_strings=self.stop_strings,

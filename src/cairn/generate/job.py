@@ -65,7 +65,7 @@ class Job:
         """Add a token to the answer, and end where it ends.
 
         Args:
-            id: the chosen one.
+            id: the chosen one, which its `choice` has accepted.
             logits_V: the model's own, for the log-probability.
 
         Raises:
@@ -77,7 +77,6 @@ class Job:
             remedy = "load it in float32; if that fails too, its weights are damaged"
             raise UserError("the model's logits are not finite numbers", remedy=remedy)
         self.answer.append(id)
-        self.choice.accept(id)
         new = [] if request.logprobs is None else [logprob(logits_V, id, request.logprobs)]
         self._logprobs += new
         if id in request.stop_ids:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cairn.chat.format import Format, load_format
 from cairn.chat.render import Renderer
+from cairn.generate.constrain import Constrainer
 from cairn.generate.engine import Engine
 from cairn.generate.session import Session
 from cairn.model import determinism
@@ -31,6 +32,11 @@ class Loaded:
             UserError: there is none.
         """
         return load_format(str(self.folder))
+
+    @cached_property
+    def constrainer(self) -> Constrainer:
+        """Compiles constraints for plain text; those of dialogues are the session's, whose stop tokens may be others."""
+        return Constrainer(self.tokenizer, [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id])
 
     @cached_property
     def session(self) -> Session:

@@ -20,6 +20,10 @@ class Matcher(Protocol):
         """
         ...
 
-    def accept(self, id: int) -> None:
-        """Take the id that was chosen; called once a token, with ids that `allowed` gave."""
+    def accept(self, id: int) -> bool:
+        """Take the id that was chosen, one that `allowed` gave; called once a token.
+
+        False refuses it: with this id the answer could not be completed in the tokens that are left. Nothing has changed then
+        but that `allowed`, asked again with the same `left`, leaves the id out; choose another one. It never leaves none.
+        """
         ...

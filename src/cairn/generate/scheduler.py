@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cairn.generate.choice import Choice
-from cairn.generate.draw import Chooser
+from cairn.generate.draw import NOT_FINITE, Chooser
 from cairn.generate.job import Job
 from cairn.generate.request import Request
 from cairn.generate.runner import Piece, Runner
@@ -262,11 +262,23 @@ class Scheduler:
             ids = self._chooser_of(jobs, device).choose(logits_BV, uniform_B=self._uniforms(jobs, device)).tolist()
             for (job, logits_V, _), id in zip(group, ids, strict=True):
                 try:
-                    job.take(id, logits_V)
+                    job.take(self._accepted(job, id, logits_V), logits_V)
                 except Exception as error:
                     job.fail(error)
         self.counts["tokens"] += len(chosen)
         return len(chosen)
+
+    def _accepted(self, job: Job, id: int, logits_V: Tensor) -> int:
+        """The id, or the one chosen in its place where the constraint refuses it: drawn anew from what is left, at another number."""
+        assert job.choice is not None
+        sampling, refused = job.request.sampling, 0
+        while id != NOT_FINITE and not job.choice.accept(id):
+            refused += 1
+            adjusted_V = job.choice.adjust(logits_V, job.limit - len(job.answer))
+            number = seeds.uniform(sampling.seed, f"{job.request.stream}/refused {refused}", len(job.answer))
+            uniform_B = torch.tensor([number], dtype=torch.float64, device=adjusted_V.device)
+            id = int(Chooser([sampling], adjusted_V.device).choose(adjusted_V[None], uniform_B=uniform_B))
+        return id
 
     def _chooser_of(self, jobs: list[Job], device: torch.device) -> Chooser:
         """The samplings of these requests as tensors; made anew only when others run than before."""

@@ -90,17 +90,21 @@ class StopStrings:
 class TextStop:
     """A stop function for one request: true once its text holds a stop string. Looks at each new id once.
 
-    `text` is the text so far, cut in front of the stop string, in whole characters.
+    `text` is the text so far, cut in front of the stop string, in whole characters. Where the ids begin with text that belongs
+    to the prompt (`before`), that is no part of it.
     """
 
-    def __init__(self, tokenizer: Decodes, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Decodes, stops: Sequence[str], before: str = "") -> None:
         self._text, self._stops = Detokenizer(tokenizer), StopStrings(stops)
+        self._skip = len(before)
         self._read = 0
         self._parts: list[str] = []
 
     def __call__(self, ids: list[int]) -> bool:
         for token in ids[self._read :]:
-            self._parts.append(self._stops.feed(self._text.feed(token)))
+            text = self._text.feed(token)
+            self._parts.append(self._stops.feed(text[self._skip :]))
+            self._skip = max(0, self._skip - len(text))
         self._read = len(ids)
         return self.stopped is not None
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from cairn.ledger.progress import Progress
 from cairn.ledger.store import write_atomically
 
 if TYPE_CHECKING:
+    from cairn.generate.grammar import Hold
     from cairn.generate.load import Loaded
     from cairn.generate.sampling import Sampling
 
@@ -33,6 +35,7 @@ def answer_file(
     *,
     sampling: Sampling,
     stop: Sequence[str] = (),
+    hold: Hold | None = None,
     reader: str = "auto",
     limit: int | None = None,
     batch: int = 64,
@@ -49,6 +52,7 @@ def answer_file(
         progress: is told of answered rows and generated tokens.
         sampling: how tokens are chosen.
         stop: texts that end an answer.
+        hold: what the answers are held to.
         reader: how the file is read.
         limit: answer at most so many rows, the first ones.
         batch: rows answered together at most.
@@ -71,13 +75,13 @@ def answer_file(
 
     loaded = load(model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic)
     how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype}
-    options = {"sampling": sampling.model_dump(), "stop": list(stop), **how}
+    options = {"sampling": sampling.model_dump(), "stop": list(stop), "hold": hold and asdict(hold), **how}
     partial = _Partial(target, {**options, "model": _stamps(model), "rows": [_digest(source), reader, limit]})
     progress.start(total, "rows", partial.found)
     begun = time.perf_counter()
     try:
         rows = islice(_rows(source, reader, limit), partial.found, None)
-        tokens = _answer(loaded, rows, sampling, stop, partial, progress)
+        tokens = _answer(loaded, rows, sampling, stop, hold, partial, progress)
     finally:
         progress.close()
     seconds = time.perf_counter() - begun
@@ -98,10 +102,16 @@ def _rows(source: Path, reader: str, limit: int | None) -> Iterator[dict[str, An
 
 
 def _answer(
-    loaded: Loaded, rows: Iterator[dict[str, Any]], sampling: Sampling, stop: Sequence[str], partial: _Partial, progress: Progress
+    loaded: Loaded,
+    rows: Iterator[dict[str, Any]],
+    sampling: Sampling,
+    stop: Sequence[str],
+    hold: Hold | None,
+    partial: _Partial,
+    progress: Progress,
 ) -> int:
     """Answer rows and write them down; gives the number of tokens generated."""
-    from cairn.generate.rows import WINDOW, answer_rows
+    from cairn.generate.rows import FREE, WINDOW, answer_rows
 
     made = 0
 
@@ -110,7 +120,7 @@ def _answer(
         made = tokens
         progress.update(partial.found + done, tokens=tokens)
 
-    answers = answer_rows(loaded, rows, sampling, stop_strings=stop, first=partial.found, window=WINDOW, on_progress=report)
+    answers = answer_rows(loaded, rows, sampling, stop_strings=stop, hold=hold or FREE, first=partial.found, window=WINDOW, on_progress=report)
     while held := list(islice(answers, WINDOW)):
         partial.append(held)
     return made

@@ -1,0 +1,236 @@
+"""The way out of a constrained answer: bytes that complete it from wherever it stands. Knows llguidance's matchers; no model.
+
+llguidance says what may come next, not how to come to an end. A `Closer` walks beside the answer, byte by byte, and always
+holds one ending that the grammar accepts. While the ending stays valid nothing is searched; else a short one is looked for,
+greedily at first (quotes and brackets close), then best-first with few departures from that. All of it is counted in steps
+and never in seconds: the same answer has the same ending on every machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+
+from llguidance import LLMatcher, LLParserLimits
+
+from cairn.generate.vocabulary import END, Symbols
+
+GREEDY_STEPS = 1500
+"""Choices that the greedy search makes at most (0.3 ms each)."""
+SEARCH_STEPS = 300
+"""States that the best-first search opens at most (3 ms each)."""
+PATIENCE = 4
+"""So often a state is come back to before others are preferred."""
+FEW = 48
+"""Where more symbols are allowed it is inside of a text, and the greedy search looks at `_USUAL` ones alone."""
+_USUAL = frozenset(b'"}]019aAzZ-./:_@#, ')
+MAX_ENDING = 65_536
+"""Longest ending, in bytes."""
+_CLOSERS = tuple(b'}]"')
+_LATE = frozenset(b"\\ \t\r\n") | frozenset(range(0x80, 0x100))
+"""Bytes that an ending hardly needs: escapes, white space, parts of other characters."""
+_PROBES = tuple([*text, end] for text in (b"", b"a", b"aa", b"aaaa", b"A", b"0", b"00", b"0000") for end in (ord('"'), END))
+"""How much of these a state accepts tells states apart that allow the same next symbols, as before and after a point in
+`[a-z.]+\\.[a-z]{2}`."""
+
+
+def limits(eager: bool) -> LLParserLimits:
+    """What a grammar may cost: half a second or so to compile, some ten milliseconds and 50 MB in any state."""
+    return LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        precompute_large_lexemes=eager,
+        verbose_errors=False,
+    )
+
+
+class Closer:
+    """One answer's ending.
+
+    Args:
+        matcher: stands at the answer's beginning, over the vocabulary of bytes; this object takes it over.
+        hints: texts that the grammar may ask for: they are tried as one step where anything may come.
+        ending: an ending that is known already.
+    """
+
+    def __init__(self, matcher: LLMatcher, hints: tuple[Symbols, ...] = (), ending: Symbols | None = None) -> None:
+        self._matcher, self._hints = matcher, hints
+        self.route = ending or ()
+        """A known ending of this place or of one before it; the same object until another one is found."""
+        self.at = 0
+        """Where in it this place stands."""
+
+    def fork(self) -> Closer:
+        """One more at the same place."""
+        other = Closer(self._matcher.deep_copy(), self._hints)
+        other.route, other.at = self.route, self.at
+        return other
+
+    @property
+    def ending(self) -> Symbols:
+        """What completes the answer from here."""
+        return self.route[self.at :]
+
+    def begin(self) -> bool:
+        """Find the first ending; false where none is found: the grammar has no finite text, or only very long ones."""
+        found = _search(self._matcher, self._hints)
+        if found is not None:
+            self.route = found
+        return found is not None
+
+    def after(self, symbols: Symbols) -> Closer | None:
+        """This object once the symbols are taken, or None where they lead nowhere or no way out is found."""
+        matcher = self._matcher.deep_copy()
+        if matcher.try_consume_tokens(list(symbols)) != len(symbols) or matcher.is_error():
+            return None
+        other = Closer(matcher, self._hints)
+        at = self.at + len(symbols)
+        if self.route[self.at : at] == symbols:
+            other.route, other.at = self.route, at
+            return other
+        # Inside of a text or a number the ending stays as it was; a choice that it did not foresee often leads back to it soon.
+        for start in dict.fromkeys((self.at, at, *range(self.at + 1, self.at + 8))):
+            if start <= len(self.route) and _completes(matcher, self.route[start:]):
+                other.route, other.at = self.route, start
+                return other
+        found = _search(matcher, self._hints, self.route[max(0, self.at - 4) : self.at + 64], self.route[self.at + 64 :])
+        if found is None:
+            return None
+        other.route = found
+        return other
+
+
+def _completes(matcher: LLMatcher, symbols: Symbols) -> bool:
+    return bool(matcher.validate_tokens([*symbols, END]) == len(symbols) + 1)
+
+
+def _search(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols = (), far: Symbols = ()) -> Symbols | None:
+    """A short ending from a state, or None.
+
+    Args:
+        matcher: the state; it is left as it is.
+        hints: texts to try as one step.
+        near, far: an ending of another state of the same answer; the way back to any place of its near part is looked for too.
+    """
+    found = _greedy(matcher, hints, near, far)
+    return _best_first(matcher, hints, near, far) if found is None else found
+
+
+def _greedy(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
+    """Follow the first child of every state."""
+    visits: Counter[_Signature] = Counter()
+    node = _Node(matcher.deep_copy(), ())
+    for _ in range(GREEDY_STEPS):
+        done = node.settle(near, far)
+        if done is not None or len(node.path) > MAX_ENDING:
+            return done
+        child = next(node.children(visits, hints, eager=True), None)
+        if child is None:
+            return None
+        node = child
+    return None
+
+
+def _best_first(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
+    """Short endings first, counting every departure from the first child as eight bytes."""
+    order = count()
+    heap: list[tuple[int, int, int, _Node]] = [(0, next(order), 0, _Node(matcher.deep_copy(), ()))]
+    for _ in range(SEARCH_STEPS):
+        if not heap:
+            return None
+        _, _, departures, node = heapq.heappop(heap)
+        done = node.settle(near, far)
+        if done is not None:
+            return done
+        if len(node.path) > MAX_ENDING:
+            continue
+        for rank, child in enumerate(node.children(Counter(), hints)):
+            heapq.heappush(heap, (8 * (departures + rank) + len(child.path), next(order), departures + rank, child))
+    return None
+
+
+class _Node:
+    """A state of the search: a matcher and the symbols that led to it."""
+
+    def __init__(self, matcher: LLMatcher, path: Symbols) -> None:
+        self.matcher, self.path = matcher, path
+
+    def settle(self, near: Symbols, far: Symbols) -> Symbols | None:
+        """Take what is forced; the whole ending, where this state completes the answer or rejoins a known ending.
+
+        None too where the ending is too long: its path is then.
+        """
+        forced = self.matcher.compute_ff_tokens()
+        if forced and forced[-1] == END:
+            forced = forced[:-1]
+        if forced:
+            self.matcher.consume_tokens(forced)
+            self.path += tuple(forced)
+        if self.matcher.is_error() or len(self.path) > MAX_ENDING:
+            return None
+        if self.matcher.is_accepting():
+            return self.path
+        for start in range(min(len(near), 12)):
+            if _completes(self.matcher, near[start:] + far):
+                return self.path + near[start:] + far
+        return None
+
+    def children(self, visits: Counter[_Signature], hints: tuple[Symbols, ...], eager: bool = False) -> Iterator[_Node]:
+        """The states that one more symbol leads to, promising ones first; of several that look alike only the first.
+
+        Args:
+            visits: how often such states were on the way; rarely visited ones come first. The first child is counted.
+            hints: texts to try as one step.
+            eager: stop at the first one that closes something, and look at few where many are allowed.
+        """
+        own = _signature(self.matcher)
+        if self.matcher.is_error():
+            return
+        allowed = [symbol for symbol, value in enumerate(own[0]) if value and symbol != END]
+        texts = len(allowed) > FEW
+        tried = [hint for hint in hints if own[0][hint[0]]] if len(allowed) > 1 else []
+        if eager and texts:
+            allowed = [symbol for symbol in allowed if symbol in _USUAL] or allowed
+        here: set[_Signature] = set()
+        others: list[tuple[tuple[bool, int, int], _Signature, _Node]] = []
+        for step in (*((symbol,) for symbol in sorted(allowed, key=_rank)), *tried):
+            matcher = self.matcher.deep_copy()
+            if matcher.try_consume_tokens(list(step)) != len(step):
+                continue
+            follows = _signature(matcher)
+            if matcher.is_error() or follows in here:
+                continue
+            here.add(follows)
+            child, symbol = _Node(matcher, self.path + step), step[0]
+            # Inside of a text a bracket closes nothing; behind a value it does, though what may follow often looks the same.
+            if len(step) == 1 and symbol in _CLOSERS and not (texts and follows == own):
+                yield child
+                if eager:
+                    return
+            else:
+                # What changes nothing leads on only where symbols are counted.
+                others.append((((symbol in _LATE and len(step) == 1) or follows == own, visits[follows] // PATIENCE, len(others)), follows, child))
+        others.sort(key=lambda item: item[0])
+        if others:
+            visits[others[0][1]] += 1
+        yield from (child for _, _, child in others)
+
+
+def _rank(symbol: int) -> tuple[int, int]:
+    """Closers first, then what is plain, then what an ending hardly needs."""
+    if symbol in _CLOSERS:
+        return 0, _CLOSERS.index(symbol)
+    return (2 if symbol in _LATE else 1), symbol
+
+
+_Signature = tuple[bytes, tuple[int, ...]]
+
+
+def _signature(matcher: LLMatcher) -> _Signature:
+    """What may follow, as far as it is looked at: equal ones are taken for the same state."""
+    return matcher.compute_logit_bias(), tuple(matcher.validate_tokens(probe) for probe in _PROBES)
