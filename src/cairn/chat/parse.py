@@ -18,7 +18,10 @@ from cairn.chat.render import Renderer, special_roles
 from cairn.errors import UserError
 from cairn.tokenizer.load import Tokenizer
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+CALL_OPEN = "<tool_call>"
+"""What begins a call in an answer's text, in every format."""
+
+_OPEN, _CLOSE = CALL_OPEN, "</tool_call>"
 _RESPONSE = re.compile(r"<tool_response>\n(.*?)\n</tool_response>(?:\n|\Z)", re.DOTALL)
 _SPACE = re.compile(r"\s*")
 _CALL_KEYS = {"name", "arguments", "id", "type"}

@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "list": "Show recipes, formats, kinds of stages and what the store holds.",
     "chat": "Talk with a model.",
     "generate": "Answer a file of prompts.",
+    "serve": "Serve a model: OpenAI's API, and a page to talk to it.",
     "eval": "Measure models on a suite.",
     "card": "Write a model's card.",
     "merge": "Merge an adapter into its base.",

@@ -1,0 +1,90 @@
+"""`cairn serve`: a model behind OpenAI's API, with a page to talk to it. Checks the options, loads the model and serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cairn.cli.sampling import Dtype, FormatName
+from cairn.cli.show import StoreDir, err, open_store
+from cairn.errors import UserError
+
+
+def command(
+    ref: Annotated[str, typer.Argument(help="recipe/stage, a folder, the start of a key, or a checkpoint's name on the hub.")],
+    host: Annotated[str, typer.Option("--host", help="The address to listen at; only this machine reaches the default.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port to listen at; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--api-key",
+            envvar="CAIRN_API_KEY",
+            help="Callers must show it; may be given often. Safer in CAIRN_API_KEY.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What callers call the model; REF unless given.", show_default=False)] = None,
+    format: FormatName = None,
+    dtype: Dtype = "float32",
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests that run together at most.")] = 64,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A limit: name=value. May be given often.", show_default=False)] = None,
+    store: StoreDir = None,
+) -> None:
+    r"""Serve a model: OpenAI's API under /v1, a page to talk to it under /.
+
+    Ctrl-C lets running answers finish and then ends; a second one ends at once.
+
+    \b
+    Examples:
+        cairn serve pebble/chat
+        cairn serve pebble/chat --host 0.0.0.0 --port 80 --api-key SECRET --set max_in_flight=64 --set request_seconds=120
+    """
+    from cairn.config import build, parse_yaml
+    from cairn.pipeline.resolve import model_folder
+    from cairn.serve.config import Limits
+
+    keys = list(api_key or ())
+    if any(not key.strip() or key != key.strip() for key in keys):
+        raise UserError("an API key is empty, or begins or ends with white space", where="--api-key", remedy="give a long random word")
+    words = [text.partition("=") for text in set_ or ()]
+    for key, equals, value in words:
+        if not equals or not value:
+            raise UserError(f"'{key}' is no limit", where="--set", remedy="write name=value, such as request_seconds=120")
+    limits = build(Limits, {key: parse_yaml(f"value: {value}", where="--set")["value"] for key, _, value in words}, where="--set")
+    folder = model_folder(ref, open_store(store))
+
+    from cairn.generate.load import load, load_chat
+    from cairn.serve.app import Server
+    from cairn.serve.run import bind, is_loopback, local_names, serve
+
+    listening = bind(host, port)
+    if format is None and not _chats(folder):
+        err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
+        loaded = load(folder, dtype=dtype, max_batch=max_batch)
+    else:
+        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch)
+    local = is_loopback(host)
+    if not local and not keys:
+        err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)
+    # A path says more about this machine than callers need to know.
+    called = name or (Path(ref).resolve().name if Path(ref).is_dir() else ref)
+    server = Server(called, loaded, limits, keys, local_names(host) if local and not keys else None)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listening.getsockname()[1]}"
+
+    def ready() -> None:
+        print(f"serving {called} at {address}  (API: {address}/v1)", flush=True)
+
+    serve(server, listening, ready)
+
+
+def _chats(folder: Path) -> bool:
+    from cairn.chat.format import load_format
+
+    try:
+        load_format(folder)
+    except UserError:
+        return False
+    return True
