@@ -71,11 +71,11 @@ class Running:
                 if delta.finish:
                     tickets.pop(place).cancel()
                 # The first token is told even where its text is held back: the caller sees that the answer has begun.
-                if first or not delta.empty:
-                    yield place, delta
-                if first and step.ids:
+                begins, first = first, False
+                if begins:
                     self._metrics.first_token(time.monotonic() - self._begun)
-                first = False
+                if begins or not delta.empty:
+                    yield place, delta
             reason = "finished"
         except ApiError as error:
             reason = error.code or "refused"
