@@ -62,9 +62,9 @@ def command(
     listening = bind(host, port)
     if format is None and not _chats(folder):
         err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
-        loaded = load(folder, dtype=dtype, max_batch=max_batch)
+        loaded = load(folder, dtype=dtype, max_batch=max_batch, keep=True)
     else:
-        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch)
+        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch, keep=True)
     local = is_loopback(host)
     if not local and not keys:
         err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)

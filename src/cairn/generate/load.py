@@ -45,7 +45,13 @@ class Loaded:
 
 
 def load(
-    folder: Path, *, format: str | None = None, dtype: str = "float32", max_batch: int = 64, deterministic: bool = False
+    folder: Path,
+    *,
+    format: str | None = None,
+    dtype: str = "float32",
+    max_batch: int = 64,
+    deterministic: bool = False,
+    keep: bool = True,
 ) -> Loaded:
     """Load a model folder, and see to it that the same request gets the same answer in every process of this environment.
 
@@ -55,6 +61,7 @@ def load(
         dtype: precision of the weights, float32 or bfloat16.
         max_batch: requests that run together at most.
         deterministic: an answer's bytes cannot depend on its company; slower.
+        keep: keep the prefixes of ended requests for the next ones; see `Engine`.
 
     Raises:
         UserError: a folder without these, or with pickled weights.
@@ -62,7 +69,7 @@ def load(
     determinism.deterministic()
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, dtype)
-    engine = Engine(model, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic, keep=True)
+    engine = Engine(model, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic, keep=keep)
     loaded = Loaded(Path(folder), engine, tokenizer)
     if format is not None:
         loaded.format = load_format(format)
@@ -70,7 +77,13 @@ def load(
 
 
 def load_chat(
-    folder: Path, *, format: str | None = None, dtype: str = "float32", max_batch: int = 64, deterministic: bool = False
+    folder: Path,
+    *,
+    format: str | None = None,
+    dtype: str = "float32",
+    max_batch: int = 64,
+    deterministic: bool = False,
+    keep: bool = True,
 ) -> Loaded:
     """Like `load`, for a model that must be able to chat: a missing format is told before the weights are read.
 
@@ -78,4 +91,4 @@ def load_chat(
         UserError: no chat format lies with the model, or its tokenizer lacks the format's special tokens.
     """
     Renderer(load_format(format or str(folder)), Tokenizer.load(folder))
-    return load(folder, format=format, dtype=dtype, max_batch=max_batch, deterministic=deterministic)
+    return load(folder, format=format, dtype=dtype, max_batch=max_batch, deterministic=deterministic, keep=keep)

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 from cairn.errors import UserError
-from cairn.generate.request import Step
-from cairn.generate.worker import Ticket, Worker
+from cairn.generate.request import Request, Step
+from cairn.generate.worker import Busy, Ticket, Worker
 from cairn.serve.answer import Answer, Delta
 from cairn.serve.errors import INTERNAL, ApiError, from_user_error
 from cairn.serve.job import Job
@@ -58,7 +58,7 @@ class Running:
         reason = "cancelled"
         try:
             for place, request in enumerate(self._job.requests):
-                tickets[place] = self._worker.submit(request, listen(place))
+                tickets[place] = self._submitted(request, listen(place))
             first = True
             while tickets:
                 found = await arrived.get()
@@ -86,6 +86,12 @@ class Running:
                 ticket.cancel()
             self._metrics.prompt(self._job.prompt_tokens, self.cached)
             self._metrics.finished(reason, time.monotonic() - self._begun)
+
+    def _submitted(self, request: Request, on_step: Callable[[Step], None]) -> Ticket:
+        try:
+            return self._worker.submit(request, on_step)
+        except Busy as error:
+            raise ApiError(429, f"{error.what}; {error.remedy}", code="too_many_requests") from None
 
     def _read(self, place: int, step: Step) -> Delta:
         if step.error is not None:
