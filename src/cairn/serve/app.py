@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,6 +66,8 @@ class Server:
     in_flight: int = 0
     ending: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    _quick: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "prompts"))
+    _slow: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "constraints"))
 
     def app(self) -> Gate:
         """The ASGI application. The engine runs from its start to its end."""
@@ -76,6 +79,8 @@ class Server:
                 yield
             finally:
                 await asyncio.to_thread(self.worker.stop, False)
+                for pool in (self._quick, self._slow):
+                    pool.shutdown(wait=False, cancel_futures=True)
 
         # FastAPI's own pages for its schema load scripts from elsewhere, so they are off.
         app = FastAPI(title="Cairn", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
@@ -107,7 +112,7 @@ class Server:
         try:
             body = read(cls, await read_json(request, self.limits))
             self._check_model(body.model)
-            job = await self._made(partial(make, self.loaded, self.limits, body))
+            job = await self._made(partial(make, self.loaded, self.limits, body), _is_constrained(body))
             running = Running(self.worker, job, self.metrics, deadline=deadline, on_error=_log)
             told = body.logprobs is not None if isinstance(body, CompletionBody) else body.logprobs
             kind = shapes.Kind(isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told))
@@ -128,14 +133,14 @@ class Server:
             if not slot.handed_over:
                 slot.free()
 
-    async def _made(self, make: Callable[[], Job]) -> Job:
-        """The job, made in a thread: a large prompt or schema must not hold up everybody else's tokens."""
+    async def _made(self, make: Callable[[], Job], constrained: bool) -> Job:
+        """The job, made in a thread: a large prompt or schema must not hold up everybody else's tokens, nor schemas plain prompts."""
         try:
             async with asyncio.timeout(self.limits.compile_seconds):
-                return await asyncio.to_thread(make)
+                return await asyncio.get_running_loop().run_in_executor(self._slow if constrained else self._quick, make)
         except TimeoutError:
             seconds = self.limits.compile_seconds
-            raise ApiError(400, f"the prompt and its constraint are not ready after {seconds:g} s", code="too_complex") from None
+            raise ApiError(503, f"the prompt and its constraint were not ready after {seconds:g} s", code="timeout") from None
 
     async def _whole(self, kind: shapes.Kind, job: Job, running: Running) -> dict[str, Any]:
         deltas: list[list[Any]] = [[] for _ in job.requests]
@@ -219,6 +224,10 @@ class _Slot:
         if not self._freed:
             self._freed = True
             self._server.in_flight -= 1
+
+
+def _is_constrained(body: ChatBody | CompletionBody) -> bool:
+    return body.constrained is not None or (isinstance(body, ChatBody) and bool(body.tools))
 
 
 async def _gone(request: Request) -> None:

@@ -24,7 +24,7 @@ class Limits(Config):
     """Longest answer that a request may ask for, and what one that names no length gets where the context leaves as much."""
     request_seconds: float = Field(default=600.0, gt=0)
     """How long a request may take, its wait included."""
-    compile_seconds: float = Field(default=10.0, gt=0)
+    compile_seconds: float = Field(default=30.0, gt=0)
     """How long a request's prompt and constraint may take to be made ready."""
     drain_seconds: float = Field(default=60.0, ge=0)
     """How long running answers may go on once the server was asked to end."""

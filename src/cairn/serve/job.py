@@ -16,7 +16,7 @@ from cairn.generate.request import Request
 from cairn.generate.sampling import Sampling
 from cairn.serve.answer import Answer
 from cairn.serve.config import Limits
-from cairn.serve.constrain import constraint
+from cairn.serve.constrain import check_budget, constraint
 from cairn.serve.errors import bad, from_user_error
 from cairn.serve.messages import offered, read_messages, read_tools
 from cairn.serve.protocol import ChatBody, CompletionBody
@@ -68,6 +68,7 @@ def chat_job(loaded: Loaded, limits: Limits, body: ChatBody) -> Job:
         Request(ids, sampling, prompt.stop_ids, sample=k, constraint=made, logprobs=logprobs) for k in range(body.n)
     ]  # fmt: skip
     _check(loaded, requests)
+    check_budget(made, loaded.engine.limit(requests[0]), "max_completion_tokens")
     most = None if body.parallel_tool_calls else 1
 
     def answer(place: int) -> Answer:
@@ -104,6 +105,7 @@ def completion_job(loaded: Loaded, limits: Limits, body: CompletionBody) -> Job:
         sampling = _sampling(loaded, limits, body, len(ids))
         requests += [Request(ids, sampling, ends, index=at, sample=k, constraint=made, logprobs=logprobs) for k in range(count)]
     _check(loaded, requests)
+    check_budget(made, min(map(loaded.engine.limit, requests)), "max_tokens")
     shown = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts] if body.echo else [""] * len(prompts)
 
     def answer(place: int) -> Answer:

@@ -84,6 +84,11 @@ class _Asked(_Body):
     grammar: str | None = None
 
     @property
+    def constrained(self) -> str | None:
+        """The field that holds the answer to a form, tools aside."""
+        return next((name for name in ("regex", "choice", "grammar") if getattr(self, name) is not None), None)
+
+    @property
     def stops(self) -> list[str]:
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
@@ -107,6 +112,12 @@ class ChatBody(_Asked):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @property
+    def constrained(self) -> str | None:
+        """The field that holds the answer to a form, tools aside."""
+        form = self.response_format
+        return super().constrained or ("response_format" if form is not None and form.type != "text" else None)
 
     @property
     def limit(self) -> int | None:
@@ -157,16 +168,12 @@ def _check_constraints(body: _Asked) -> None:
     if isinstance(body, ChatBody):
         form = body.response_format
         given += ["response_format"] if form is not None and form.type != "text" else []
-        forced = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-        given += ["tool_choice"] if forced else []
         if form is not None and form.type == "json_schema" and form.json_schema is None:
             raise bad("response_format.type is json_schema, and no json_schema stands beside it", "response_format.json_schema")
         if body.top_logprobs is not None and not body.logprobs:
             raise bad("top_logprobs stands without logprobs; set logprobs to true", "top_logprobs")
     if len(given) > 1:
         raise bad(f"{' and '.join(given)} cannot hold at once; give one of them", given[1])
-    if body.choice is not None and not 1 <= len(body.choice) <= 1000:
-        raise bad(f"choice has {len(body.choice)} texts; give 1 to 1000", "choice")
 
 
 def _told(cls: type[BaseModel], error: ValidationError) -> ApiError:
