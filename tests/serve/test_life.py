@@ -1,0 +1,145 @@
+"""A server's life: callers who leave, limits, and the end by a signal, in the middle of work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from cairn.cli.main import main
+
+from .conftest import WAIT, Served
+
+LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 16000, "stream": True}
+
+
+@contextlib.contextmanager
+def streaming(served: Served, **fields: Any) -> Iterator[Iterator[str]]:
+    """The lines of a stream."""
+    with httpx.stream("POST", f"{served.address}/v1/chat/completions", json={**LONG, **fields}, timeout=WAIT) as answer:
+        assert answer.status_code == 200
+        yield answer.iter_lines()
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def idle(served: Served) -> bool:
+    return served.metric("cairn_in_flight") == 0 and served.metric("cairn_engine_running") == 0
+
+
+def test_a_caller_who_leaves_stops_the_answer(serve: Callable[..., Served]) -> None:
+    served = serve("endless")
+    with streaming(served) as lines:
+        for _ in range(6):
+            next(lines)
+        assert served.metric("cairn_engine_running") == 1
+    until(lambda: idle(served))
+    tokens = served.metric('cairn_tokens_total{kind="generated"}')
+    assert 0 < tokens < 16000
+    # Without a stream there is nothing to write that could fail: the server must listen for the caller's end.
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.address}/v1/chat/completions", json={**LONG, "stream": False}, timeout=1.0)
+    until(lambda: idle(served))
+    assert served.metric('cairn_answers_total{reason="cancelled"}') == 2
+
+
+def test_more_than_the_limit_are_told_to_come_back_and_time_ends(serve: Callable[..., Served]) -> None:
+    served = serve("endless", "--set", "max_in_flight=2", "--set", "request_seconds=20")
+    with streaming(served) as first, streaming(served) as second:
+        next(first)
+        next(second)
+        answer = served.post({**LONG, "stream": False})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_requests")
+        assert answer.headers["retry-after"]
+        last = [line for line in first if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+    until(lambda: idle(served))
+    answer = served.post({**LONG, "stream": False, "max_completion_tokens": 2})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_running_answers_finish(serve: Callable[..., Served], number: int) -> None:
+    served = serve("endless")
+    with streaming(served, max_completion_tokens=400) as lines:
+        next(lines)
+        served.process.send_signal(number)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+    assert served.process.wait(WAIT) == 0
+    assert served.log.read_text() == ""
+    with pytest.raises(httpx.ConnectError):
+        served.get("/health")
+
+
+def test_the_drain_has_an_end_and_callers_hear_of_it(serve: Callable[..., Served]) -> None:
+    served = serve("endless", "--set", "drain_seconds=1")
+    heard: list[str] = []
+
+    def listen() -> None:
+        with streaming(served) as lines:
+            heard.extend(line for line in lines if line)
+
+    threads = [threading.Thread(target=listen) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    until(lambda: served.metric("cairn_engine_running") == 5)
+    assert served.end() == 0
+    for thread in threads:
+        thread.join()
+    assert sum('"server_ending"' in line for line in heard) == 5
+
+
+def test_a_second_signal_ends_at_once(serve: Callable[..., Served]) -> None:
+    served = serve("endless", "--set", "drain_seconds=100000")
+    with streaming(served) as lines:
+        next(lines)
+        served.process.send_signal(signal.SIGINT)
+        until(lambda: not _listening(served))
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(WAIT) in (0, 130)
+
+
+def _listening(served: Served) -> bool:
+    try:
+        served.get("/health")
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def test_mistakes_on_the_command_line(checkpoints: Any, capsys: pytest.CaptureFixture[str], serve: Callable[..., Served]) -> None:
+    folder = str(checkpoints("karakuri"))
+    served = serve("karakuri")
+    for words, told in (
+        (["--port", str(served.port)], "cannot listen"),
+        (["--host", "no.such.host.invalid"], "cannot listen"),
+        (["--set", "max_body=1"], "max_body_bytes"),
+        (["--set", "max_body_bytes=-1"], "max_body_bytes"),
+        (["--set", "drain_seconds"], "name=value"),
+        (["--api-key", " "], "API key"),
+        (["--format", "k3"], "unknown chat format"),
+    ):
+        assert main(["serve", folder, *words]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["serve", "/no/such/folder"]) == 2
+
+
+def test_help_is_light() -> None:
+    code = "import sys; from cairn.cli.main import main; main(['serve', '--help']); sys.exit(bool({'torch', 'fastapi'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
