@@ -21,7 +21,9 @@ class Limits(Config):
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt; the model's context unless given."""
     max_answer_tokens: int = Field(default=16384, ge=1)
-    """Longest answer that a request may ask for, and what one that names no length gets where the context leaves as much."""
+    """Longest answer that a request may ask for."""
+    default_answer_tokens: int = Field(default=1024, ge=1)
+    """Longest answer of a chat request that names no length. The engine keeps a place for the whole of it from the start."""
     request_seconds: float = Field(default=600.0, gt=0)
     """How long a request may take, its wait included."""
     compile_seconds: float = Field(default=30.0, gt=0)

@@ -146,7 +146,7 @@ def _sampling(loaded: Loaded, limits: Limits, body: ChatBody | CompletionBody, p
     if limit is not None and limit > limits.max_answer_tokens:
         raise bad(f"{limit} tokens are asked for; this server gives at most {limits.max_answer_tokens}", "max_completion_tokens")
     return Sampling(
-        max_new_tokens=limits.max_answer_tokens if limit is None else limit,
+        max_new_tokens=min(limits.default_answer_tokens, limits.max_answer_tokens) if limit is None else limit,
         temperature=body.temperature,
         top_p=body.top_p,
         top_k=body.top_k,
