@@ -157,3 +157,56 @@ def test_files_that_cannot_be_are_told(model: str, tmp_path: Path, capsys: pytes
         assert word in capsys.readouterr().err
     assert generate(model, str(tmp_path / "missing.jsonl"), tmp_path / "out.jsonl") == 2
     assert "missing.jsonl" in capsys.readouterr().err
+
+
+def test_answers_are_held_to_a_schema_an_expression_or_choices(model: str, tmp_path: Path) -> None:
+    """The model would babble on: every answer is held, and complete within its 6 or 40 tokens."""
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    source, target = ask(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+
+    def answers(*words: str) -> list[str]:
+        assert main(["generate", model, "--in", source, "--out", str(target), *words]) == 0
+        return [row["messages"][-1]["content"] for row in read(target)]
+
+    assert all(isinstance(json.loads(text)["n"], int) for text in answers("--schema", str(schema), "--max-new-tokens", "40"))
+    assert all(text.strip("ab") == "" for text in answers("--regex", "[ab]+", "--max-new-tokens", "6"))
+    assert set(answers("--choice", "yes", "--choice", "no", "--max-new-tokens", "6")) <= {"yes", "no"}
+
+
+def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> None:
+    tool = {"name": "rain", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}, "required": ["at"]}}
+    (tmp_path / "in.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "?"}], "tools": [tool]}) + "\n")
+    words = ["--max-new-tokens", "200", "--tool-choice", "required"]
+    assert main(["generate", model, "--in", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), *words]) == 0
+    (row,) = read(tmp_path / "out.jsonl")
+    assert {call["function"]["name"] for call in row["messages"][-1]["tool_calls"]} == {"rain"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--schema", "{}/none.json"], "no such file"),
+        (["--schema", "{}/bad.json"], "cannot read the schema"),
+        (["--regex", "(a"], "unclosed group"),
+        (["--regex", "a", "--choice", "b"], "exclude each other"),
+        (["--regex", "abcdefghijk"], "needs at least 11 tokens"),
+        (["--tool-choice", "required"], "no tools to call"),
+    ],
+)
+def test_a_constraint_that_cannot_be_used_is_told(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    target = tmp_path / "out.jsonl"
+    assert generate(model, ask(tmp_path / "in.jsonl", 1), target, *(word.format(tmp_path) if "/" in word else word for word in words)) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not target.exists()
+
+
+def test_a_healed_text_is_the_text_continued(model: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("Once upon")
+    target = tmp_path / "out.jsonl"
+    assert generate(model, str(tmp_path / "in.txt"), target, "--heal") == 0
+    (row,) = read(target)
+    assert row["text"] == "Once upon" + row["answer"]

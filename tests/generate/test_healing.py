@@ -46,9 +46,7 @@ def written(tokenizer: Tokenizer, made: object, request_ids: list[int], seed: in
 
 @settings(max_examples=150, deadline=None)
 @given(cut=st.integers(1, len(TEXTS[1])), text=st.sampled_from(TEXTS[:3]), seed=st.integers(0, 1 << 20))
-def test_prompt_and_answer_are_the_prompt_continued(
-    constrainer: Constrainer, tokenizer: Tokenizer, cut: int, text: str, seed: int
-) -> None:
+def test_prompt_and_answer_are_the_prompt_continued(constrainer: Constrainer, tokenizer: Tokenizer, cut: int, text: str, seed: int) -> None:
     prompt = text[:cut]
     healed = heal(constrainer.vocabulary, tokenizer.encode(prompt))
     assert healed.ids + healed.taken == tokenizer.encode(prompt)

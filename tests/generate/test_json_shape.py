@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from cairn.generate.json_shape import JsonShape
 
+FLOATS = st.floats(-1e90, 1e90).filter(lambda x: x == 0 or abs(x) > 1e-90)
 VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(-1e90, 1e90).filter(lambda x: x == 0 or abs(x) > 1e-90), st.text()),
+    st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), FLOATS, st.text()),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=3), inner, max_size=4)),
     max_leaves=20,
 )

@@ -214,7 +214,8 @@ class _Node:
                     return
             else:
                 # What changes nothing leads on only where symbols are counted.
-                others.append((((symbol in _LATE and len(step) == 1) or follows == own, visits[follows] // PATIENCE, len(others)), follows, child))
+                late = follows == own or (symbol in _LATE and len(step) == 1)
+                others.append(((late, visits[follows] // PATIENCE, len(others)), follows, child))
         others.sort(key=lambda item: item[0])
         if others:
             visits[others[0][1]] += 1

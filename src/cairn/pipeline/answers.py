@@ -120,7 +120,9 @@ def _answer(
         made = tokens
         progress.update(partial.found + done, tokens=tokens)
 
-    answers = answer_rows(loaded, rows, sampling, stop_strings=stop, hold=hold or FREE, first=partial.found, window=WINDOW, on_progress=report)
+    answers = answer_rows(
+        loaded, rows, sampling, stop_strings=stop, hold=hold or FREE, first=partial.found, window=WINDOW, on_progress=report
+    )
     while held := list(islice(answers, WINDOW)):
         partial.append(held)
     return made
