@@ -63,16 +63,25 @@ def test_a_caller_who_leaves_stops_the_answer(serve: Callable[..., Served]) -> N
     assert served.metric('cairn_answers_total{reason="cancelled"}') == 2
 
 
+def crowd(served: Served, count: int) -> tuple[list[threading.Thread], list[str]]:
+    """Callers who stay to the end, and what they hear: whether or not the engine has a place for all of them at once."""
+    heard: list[str] = []
+    threads = [threading.Thread(target=lambda: heard.append(served.post(LONG).text)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    until(lambda: served.metric("cairn_in_flight") == count)
+    return threads, heard
+
+
 def test_more_than_the_limit_are_told_to_come_back(serve: Callable[..., Served]) -> None:
-    served = serve("endless", "--set", "max_in_flight=2")
-    with streaming(served) as first, streaming(served) as second:
-        next(first)
-        next(second)
-        answer = served.post({**LONG, "stream": False})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_requests")
-        assert answer.headers["retry-after"]
-    until(lambda: idle(served))
-    assert served.post({**LONG, "stream": False, "max_completion_tokens": 2}).status_code == 200
+    served = serve("endless", "--set", "max_in_flight=2", "--set", "drain_seconds=0")
+    threads, _ = crowd(served, 2)
+    answer = served.post({**LONG, "stream": False})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_requests")
+    assert answer.headers["retry-after"]
+    assert served.end() == 0
+    for thread in threads:
+        thread.join()
 
 
 def test_a_request_has_its_time(serve: Callable[..., Served]) -> None:
@@ -102,22 +111,14 @@ def test_a_signal_lets_the_running_answers_finish(serve: Callable[..., Served], 
 
 
 def test_the_drain_has_an_end_and_callers_hear_of_it(serve: Callable[..., Served]) -> None:
+    """Those whose answer had begun by an event, those who still waited by the status."""
     served = serve("endless", "--set", "drain_seconds=1")
-    heard: list[str] = []
-
-    def listen() -> None:
-        # Short enough for all five to have their place in the engine's memory at once.
-        with streaming(served, max_completion_tokens=4000) as lines:
-            heard.extend(line for line in lines if line)
-
-    threads = [threading.Thread(target=listen) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    until(lambda: served.metric("cairn_engine_running") == 5)
+    threads, heard = crowd(served, 5)
     assert served.end() == 0
     for thread in threads:
         thread.join()
-    assert sum('"server_ending"' in line for line in heard) == 5
+    assert len(heard) == 5
+    assert all('"server_ending"' in text for text in heard)
 
 
 def test_a_second_signal_ends_at_once(serve: Callable[..., Served]) -> None:

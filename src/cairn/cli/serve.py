@@ -29,6 +29,9 @@ def command(
     format: FormatName = None,
     dtype: Dtype = "float32",
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Requests that run together at most.")] = 64,
+    max_batch_tokens: Annotated[
+        int, typer.Option("--max-batch-tokens", min=1, help="Tokens of prompts and answers that are held at once: bounds the memory.")
+    ] = 32768,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A limit: name=value. May be given often.", show_default=False)] = None,
     store: StoreDir = None,
 ) -> None:
@@ -62,9 +65,9 @@ def command(
     listening = bind(host, port)
     if format is None and not _chats(folder):
         err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
-        loaded = load(folder, dtype=dtype, max_batch=max_batch, keep=True)
+        loaded = load(folder, dtype=dtype, max_batch=max_batch, max_batch_tokens=max_batch_tokens, keep=True)
     else:
-        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch, keep=True)
+        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch, max_batch_tokens=max_batch_tokens, keep=True)
     local = is_loopback(host)
     if not local and not keys:
         err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)

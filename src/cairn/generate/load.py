@@ -50,6 +50,7 @@ def load(
     format: str | None = None,
     dtype: str = "float32",
     max_batch: int = 64,
+    max_batch_tokens: int = 32768,
     deterministic: bool = False,
     keep: bool = True,
 ) -> Loaded:
@@ -60,6 +61,7 @@ def load(
         format: a shipped chat format to use in place of the one that lies with the model.
         dtype: precision of the weights, float32 or bfloat16.
         max_batch: requests that run together at most.
+        max_batch_tokens: tokens that they hold together at most; see `Engine`.
         deterministic: an answer's bytes cannot depend on its company; slower.
         keep: keep the prefixes of ended requests for the next ones; see `Engine`.
 
@@ -68,8 +70,10 @@ def load(
     """
     determinism.deterministic()
     tokenizer = Tokenizer.load(folder)
-    model = load_model(folder, dtype)
-    engine = Engine(model, max_batch=max_batch, vocab_size=tokenizer.vocab_size, deterministic=deterministic, keep=keep)
+    engine = Engine(
+        load_model(folder, dtype), max_batch=max_batch, max_batch_tokens=max_batch_tokens, vocab_size=tokenizer.vocab_size,
+        deterministic=deterministic, keep=keep,
+    )  # fmt: skip
     loaded = Loaded(Path(folder), engine, tokenizer)
     if format is not None:
         loaded.format = load_format(format)
@@ -82,6 +86,7 @@ def load_chat(
     format: str | None = None,
     dtype: str = "float32",
     max_batch: int = 64,
+    max_batch_tokens: int = 32768,
     deterministic: bool = False,
     keep: bool = True,
 ) -> Loaded:
@@ -91,4 +96,12 @@ def load_chat(
         UserError: no chat format lies with the model, or its tokenizer lacks the format's special tokens.
     """
     Renderer(load_format(format or str(folder)), Tokenizer.load(folder))
-    return load(folder, format=format, dtype=dtype, max_batch=max_batch, deterministic=deterministic, keep=keep)
+    return load(
+        folder,
+        format=format,
+        dtype=dtype,
+        max_batch=max_batch,
+        max_batch_tokens=max_batch_tokens,
+        deterministic=deterministic,
+        keep=keep,
+    )
