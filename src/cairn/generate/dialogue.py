@@ -165,14 +165,15 @@ class Conversation:
         """Answer the dialogue with `added`, and keep both. Nothing is kept of a turn that failed or stayed empty."""
         from cairn.generate.session import Final
 
-        dialogue, choice = self.dialogue, self.hold and self.hold.tool_choice
+        dialogue = self.dialogue
+        choice, constraint = (self.hold.tool_choice, self.hold.constraint) if self.hold is not None else (None, None)
         if added[-1]["role"] == "tool" and choice not in (None, "none"):
             choice = "auto"  # a result is to be answered: a call that is asked for every time would never end
         events = self.session.reply(
             dialogue.messages + added,
             tools=dialogue.tools,
             tool_choice=choice,
-            constraint=self.hold and self.hold.constraint,
+            constraint=constraint,
             attributes=dialogue.attributes,
             sampling=self.sampling,
             stop_strings=self.stop_strings,
