@@ -1,6 +1,7 @@
 """From encoded sources to the batches of training steps. Knows the mix and lengths; numpy only, no model.
 
-A batch is flat: its documents lie back to back, without padding, and `doc_lengths` tells attention where each ends. A
+A batch is flat: its documents lie back to back, without padding, and `doc_lengths` tells attention where each ends. A document may
+be a prompt with several answers behind it (`answers`), which all continue the one prompt and do not see each other. A
 step takes rows in mix order for as long as they fit into its budget of tokens. Documents are short against a step (at
 most `sequence_length` of `sequence_length * batch_sequences` tokens), so a step falls short of its budget by half a
 document on average, and that shortfall is computed by nobody: packing into fixed sequences would buy nothing here. Where
@@ -15,6 +16,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,10 @@ class Batch:
     """The source of each document (D)."""
     documents: list[int]
     """The number of each document within its source, from 0 (D)."""
+    answers: list[tuple[int, ...]]
+    """Of each document the ids of each of its answers, which stand behind its prompt; empty for a plain one (D)."""
+    margins: list[float]
+    """By how much each document's answers lie apart (D)."""
 
     @property
     def tokens(self) -> int:
@@ -86,8 +92,23 @@ class Batch:
         """These documents, in this order."""
         ends = np.cumsum(self.doc_lengths)
         places = np.concatenate([np.arange(ends[d] - self.doc_lengths[d], ends[d]) for d in documents])
-        lengths, sources, numbers = ([every[d] for d in documents] for every in (self.doc_lengths, self.sources, self.documents))
-        return Batch(self.ids[places], self.mask[places], self.position_ids[places], lengths, sources, numbers)
+        per_document: list[list[Any]] = [self.doc_lengths, self.sources, self.documents, self.answers, self.margins]
+        lists = [[every[d] for d in documents] for every in per_document]
+        return Batch(self.ids[places], self.mask[places], self.position_ids[places], *lists)
+
+    def answer_range(self, start: int | None, stop: int | None) -> Batch:
+        """The same prompts with these of their answers only, as a slice."""
+        places, lengths, at = [], [], 0
+        for length, answers in zip(self.doc_lengths, self.answers, strict=True):
+            ends = np.cumsum([length - sum(answers), *answers])
+            keep = [np.arange(ends[0])] + [np.arange(b - n, b) for n, b in list(zip(answers, ends[1:], strict=True))[start:stop]]
+            places.append(at + np.concatenate(keep))
+            lengths.append(len(places[-1]))
+            at += length
+        every = np.concatenate(places)
+        kept = [answers[start:stop] for answers in self.answers]
+        ids, mask, positions = self.ids[every], self.mask[every], self.position_ids[every]
+        return replace(self, ids=ids, mask=mask, position_ids=positions, doc_lengths=lengths, answers=kept)
 
 
 def _fill(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -107,11 +128,21 @@ def make_batch(documents: Sequence[Encoded], sources: Sequence[int], numbers: Se
     return Batch(
         ids=np.concatenate([d.ids for d in documents]).astype(np.int64),
         mask=np.concatenate([d.mask for d in documents]),
-        position_ids=np.concatenate([np.arange(n, dtype=np.int64) for n in lengths]),
+        position_ids=np.concatenate([_positions(d) for d in documents]),
         doc_lengths=lengths,
         sources=list(sources),
         documents=list(range(len(documents)) if numbers is None else numbers),
+        answers=[d.answers for d in documents],
+        margins=[d.margin for d in documents],
     )
+
+
+def _positions(document: Encoded) -> np.ndarray:
+    """Places in a document; each answer goes on from the prompt's end."""
+    if not document.answers:
+        return np.arange(len(document), dtype=np.int64)
+    prompt = len(document) - sum(document.answers)
+    return np.concatenate([np.arange(prompt), *(np.arange(prompt, prompt + n) for n in document.answers)]).astype(np.int64)
 
 
 class PackedStream:
@@ -139,13 +170,20 @@ class PackedStream:
         self.budget = sequence_length * batch_sequences
         self._sources = sources
         self._lengths = [np.fromiter((len(d) for d in s), dtype=np.int64, count=len(s)) for s in sources]
-        for number, lengths in enumerate(self._lengths):
-            if lengths.max() > sequence_length:
+        for number, source in enumerate(sources):
+            longest = np.fromiter((d.longest for d in source), dtype=np.int64, count=len(source))
+            if longest.max() > sequence_length:
                 raise UserError(
-                    f"a document of {lengths.max()} tokens does not fit into sequences of {sequence_length}",
-                    where=f"sources[{number}], document {lengths.argmax()}",
+                    f"a document of {longest.max()} tokens does not fit into sequences of {sequence_length}",
+                    where=f"sources[{number}], document {longest.argmax()}",
                     remedy="encode with this sequence length as the limit",
                 )
+            if self._lengths[number].max() > self.budget:
+                # It would be waited for without end: no step has room for it.
+                raise UserError(
+                    f"a prompt and its answers have {self._lengths[number].max()} tokens, a step holds {self.budget}",
+                    where=f"sources[{number}], document {self._lengths[number].argmax()}", remedy="raise batch_sequences",
+                )  # fmt: skip
         self._step = 0
         self._cursor = 0
 

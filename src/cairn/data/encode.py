@@ -23,7 +23,7 @@ from cairn.data.rows import Row, messages_of
 from cairn.errors import UserError
 
 Overlong = Literal["split", "truncate", "drop"]
-Objective = Literal["language_model", "supervised"]
+Objective = Literal["language_model", "supervised", "answers"]
 OnRow = Callable[[Row, int], None]
 
 
@@ -51,6 +51,10 @@ class Encoded:
     """Token ids, int32."""
     mask: np.ndarray
     """1 where the id is a target, else 0; uint8, as long as `ids`."""
+    answers: tuple[int, ...] = ()
+    """Of a prompt with several answers, which follow it back to back: the ids of each answer, the best one first."""
+    margin: float = 0.0
+    """By how much the row says that its answers lie apart."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,6 +63,11 @@ class Encoded:
     def targets(self) -> int:
         """How many of its ids are targets."""
         return int(self.mask.sum())
+
+    @property
+    def longest(self) -> int:
+        """Positions that it takes: of a prompt with answers those of the longest one behind the prompt."""
+        return len(self.ids) if not self.answers else len(self.ids) - sum(self.answers) + max(self.answers)
 
 
 @dataclass
@@ -114,7 +123,8 @@ def encode_row(
         tokenizer: encodes plain text, between the tokenizer's bos (if it has one) and eos.
         max_length: the most tokens that a document may have, at least 2.
         overlong: what is done with a longer row; see above.
-        objective: `supervised` learns what the renderer marks, and all of plain text; `language_model` learns every id.
+        objective: `supervised` learns what the renderer marks, and all of plain text; `language_model` learns every id; `answers` makes one
+            document of a preference's prompt and all of its answers.
         counters: counts what became of the row.
         on_row: is told the row and the number of its tokens before anything was cut off, so that a table need not render it again.
 
@@ -125,7 +135,11 @@ def encode_row(
     if max_length < 2:
         raise UserError(f"documents of at most {max_length} tokens hold no target", remedy="raise the sequence length")
     count.rows += 1
-    if "text" in row:
+    if objective == "answers":
+        from cairn.data.answers import encode_answers
+
+        tokens, documents = encode_answers(row, renderer, max_length, overlong, count)
+    elif "text" in row:
         tokens, documents = _text(row["text"], tokenizer, max_length, overlong, count)
     else:
         tokens, documents = _dialogue(row, renderer, max_length, overlong, objective, count)
@@ -215,11 +229,9 @@ def _dialogue(
     row: Row, renderer: RowRenderer | None, limit: int, overlong: Overlong, objective: Objective, count: Counters
 ) -> tuple[int, list[Encoded]]:
     """All tokens of a dialogue, and its document, if any."""
-    if renderer is None:
-        where = str(row.get("id", ""))
-        raise UserError("a dialogue cannot be encoded without a chat format", where=where, remedy="set the format, such as k2")
+    renderer = need_renderer(renderer, row)
     messages = messages_of(row)
-    rendered = _render(renderer, row, messages)
+    rendered = render_row(renderer, row, messages)
     whole = len(rendered.ids)
     if whole > limit:
         rendered = None if overlong == "drop" else _shorter(renderer, row, messages, rendered.turns, limit)
@@ -231,18 +243,29 @@ def _dialogue(
     return whole, [document(ids, [1] * len(ids) if objective == "language_model" else list(rendered.mask))]
 
 
+def need_renderer(renderer: RowRenderer | None, row: Row) -> RowRenderer:
+    """Raises:
+    UserError: there is none.
+    """
+    if renderer is None:
+        where = str(row.get("id", ""))
+        raise UserError("a dialogue cannot be encoded without a chat format", where=where, remedy="set the format, such as k2")
+    return renderer
+
+
 def _shorter(renderer: RowRenderer, row: Row, messages: list[dict[str, Any]], turns: list[Any], limit: int) -> Any:
     """The longest beginning of a dialogue that fits and ends with an answer, rendered anew; None where no answer fits."""
     for end in range(len(messages) - 1, 0, -1):
         if messages[end - 1]["role"] != "assistant" or (end <= len(turns) and turns[end - 1].start >= limit):
             continue
-        rendered = _render(renderer, row, messages[:end])
+        rendered = render_row(renderer, row, messages[:end])
         if len(rendered.ids) <= limit:
             return rendered
     return None
 
 
-def _render(renderer: RowRenderer, row: Mapping[str, Any], messages: list[dict[str, Any]]) -> Any:
+def render_row(renderer: RowRenderer, row: Mapping[str, Any], messages: list[dict[str, Any]]) -> Any:
+    """Messages of a row, rendered with its tools and attributes; an error names the row."""
     try:
         return renderer.render(messages, tools=row.get("tools"), attributes=row.get("attributes"))
     except UserError as error:

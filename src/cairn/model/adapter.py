@@ -164,7 +164,7 @@ def grow_vocabulary(model: Any, size: int) -> None:
         # transformers fills new rows from the global generator, before they are set here.
         model.resize_token_embeddings(size, mean_resizing=False)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            for p in layer.parameters():
+            for p in layer.parameters() if layer is not None else ():
                 p[old:] = p[:old].float().mean(0).to(p.dtype)
 
 

@@ -75,7 +75,7 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
     settings["ignore_mismatched_sizes"] = True
     loader: Any = AutoModelForCausalLM
     try:
-        with _silent():
+        with no_report():
             model, found = loader.from_pretrained(str(folder), **settings, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
@@ -96,7 +96,7 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def no_report() -> Iterator[None]:
     """Without transformers' bars, which break the lines of ours, and its table of a hundred lines: what matters in it is told in one."""
     from transformers.utils import logging
 
@@ -113,7 +113,8 @@ def _silent() -> Iterator[None]:
 
 def save_model(model: Any, folder: Path, *, stop_ids: list[int] | None = None) -> None:
     """Write config.json, model.safetensors and generation_config.json; bytes depend on the weights and the configuration alone."""
-    if stop_ids:
+    # A reward model generates nothing.
+    if stop_ids and getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
-    with _silent():
+    with no_report():
         model.save_pretrained(str(folder), safe_serialization=True)

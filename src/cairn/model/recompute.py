@@ -51,7 +51,7 @@ def dimensions_of(model: Any) -> Dimensions:
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     hidden = int(config.hidden_size)
-    inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return Dimensions(
         layers=int(config.num_hidden_layers),
         hidden=hidden,
@@ -60,6 +60,6 @@ def dimensions_of(model: Any) -> Dimensions:
         head_size=int(getattr(config, "head_dim", None) or hidden // heads),
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
         vocabulary=int(inputs.shape[0]),
-        tied=head is inputs,
+        tied=head is None or head.weight is inputs,
         parameters=sum(p.numel() for p in model.parameters()),
     )

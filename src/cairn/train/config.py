@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cairn.config import Config, checked
 from cairn.errors import UserError, did_you_mean
 from cairn.model.cost import Dimensions, Run, memory, recomputed_blocks
+from cairn.train.preference import PreferenceConfig, RewardConfig
 
 
 def check_objective(name: str) -> None:
@@ -194,7 +195,12 @@ class Training(Config):
     """Everything about training but where model, tokenizer and rows come from."""
 
     objective: Annotated[str, checked(check_objective)] = "supervised"
-    """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are)."""
+    """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are), preference and reward
+    (a prompt's answers are compared)."""
+    preference: PreferenceConfig | None = None
+    """Of the objective preference: its loss; None: dpo with beta 0.1."""
+    reward: RewardConfig | None = None
+    """Of the objective reward: its loss; None: Bradley-Terry without a margin."""
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give this or `tokens`."""
     tokens: int | None = Field(default=None, gt=0)
@@ -236,6 +242,13 @@ class Training(Config):
         return self
 
     @model_validator(mode="after")
+    def _objectives_own(self) -> Training:
+        for name in ("preference", "reward"):
+            if getattr(self, name) is not None and self.objective != name:
+                raise ValueError(f"`{name}` belongs to the objective {name}, and this one is {self.objective}")
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit(self) -> Training:
         if self.steps is None and self.tokens is None:
             return self
@@ -256,6 +269,21 @@ class Training(Config):
     @property
     def total_steps(self) -> int:
         return self.steps if self.steps is not None else -(-int(self.tokens or 0) // self.step_tokens)
+
+    @property
+    def compares(self) -> bool:
+        """Whether a prompt's answers are compared."""
+        return self.objective in ("preference", "reward")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether answers are weighed against a reference model."""
+        return self.objective == "preference" and (self.preference or PreferenceConfig()).needs_reference
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether documents carry an answer that is not theirs."""
+        return self.objective == "preference" and (self.preference or PreferenceConfig()).mismatched
 
     @property
     def pure(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.mup import scales_of
 from cairn.model.nf4 import count_weights
-from cairn.model.packing import probe, try_packing
+from cairn.model.packing import Verdict, answers_agree, probe, try_packing
 from cairn.model.recompute import keep_all, recompute
 from cairn.model.speed import keep_freed_memory
 from cairn.train import checkpoint
@@ -42,7 +42,9 @@ from cairn.train.forward import TorchBatch
 from cairn.train.masters import clip_gradients
 from cairn.train.objectives import load_objective
 from cairn.train.optim import Optimizer, embedding_names
+from cairn.train.preference import Adviser
 from cairn.train.ranks import ALONE, Ranks
+from cairn.train.reference import documents_digest, load, measure, rehearsing, save
 from cairn.train.schedule import factor
 from cairn.train.sharding import fit, lay_out
 from cairn.train.watch import Origins, Tally, Watch, Work, stop_not_finite, stop_without_targets
@@ -80,8 +82,9 @@ class Trainer:
         self.origins = origins or Origins()
         self.model = model.to(self.device).train()
         self.stream, self.total = stream, config.total_steps
-        self.objective = load_objective(config.objective)
-        if not head_agrees(self.model.eval()):
+        self.objective = load_objective(config.objective, config)
+        self.adviser = Adviser() if config.compares else None
+        if self.objective.head == "language" and not head_agrees(self.model.eval()):
             raise UserError(
                 f"the family '{model.config.model_type}' scales its logits in a way that is not known here", where="model",
                 remedy="use another family",
@@ -91,6 +94,9 @@ class Trainer:
         self.plain_attention = model.config._attn_implementation
         verdict = try_packing(self.model, config.attention, longest=config.sequence_length, dtype=dtype_of(config.compute))
         self.packed = verdict.packs
+        if self.packed and config.compares and not answers_agree(self.model):
+            verdict, self.packed = Verdict(False, "its second answers would not stand right behind the prompt"), False
+            self.model.set_attn_implementation(self.plain_attention)
         if verdict.note:
             progress.note(f"'{model.config.model_type}' {verdict.note}")
         fused = fuse(self.model, probe) if self.packed else []
@@ -139,11 +145,37 @@ class Trainer:
         count = max(2, self.config.sequence_length * self.config.batch_sequences // length)
         ids = np.arange(count * length) % self.model.get_input_embeddings().weight.shape[0]
         lengths = [length - i % 3 for i in range(count)]
-        batch = make_batch([Encoded(ids[:n], np.ones(n, np.uint8)) for n in lengths], [0] * count)
-        with kernels.compiled(True):
-            self.sharding.loss(TorchBatch.of(batch, self.device, packed=True)).total.backward()
+        answers = (length // 4, length // 4) if self.config.compares else ()
+        documents = [Encoded(ids[:n], np.ones(n, np.uint8), answers) for n in lengths]
+        rehearsal = replace(TorchBatch.of(make_batch(documents, [0] * count), self.device, packed=True), measured=(0.0, 1.0))
+        with kernels.compiled(True), rehearsing(self.objective, documents):
+            self.sharding.loss(rehearsal).total.backward()
         self.model.zero_grad()
         self.progress.note(f"formulas compiled in {time.monotonic() - begun:.0f} s")
+
+    def take_reference(self, documents: Sequence[Sequence[Encoded]], path: Path, base: Callable[[], Any] = nullcontext) -> None:
+        """Give the objective the log-probabilities of its reference: those in `path`, or else of the weights as they are, kept there.
+
+        Args:
+            documents: all documents of each source.
+            path: the file.
+            base: a context in which the model is its own reference (an adapter is off).
+        """
+        digest = documents_digest(documents)
+        if not self.ranks.agree(path.is_file() if self.ranks.first else None):
+            self.progress.start(sum(map(len, documents)), "documents for the reference")
+            capacity = self.config.sequence_length * self.config.batch_sequences
+            self.model.eval()
+            with kernels.compiled(self.compiled), base():
+                found = measure(
+                    documents, capacity, self.sharding.measure, self.ranks, packed=self.packed, even=self.sharding.even,
+                    on_progress=lambda done, total: self.progress.update(done),
+                )  # fmt: skip
+            self.model.train()
+            if self.ranks.first:
+                save(found, digest, path)
+            self.ranks.barrier()
+        self.objective.reference = load(path, digest)
 
     # -- going on ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +254,12 @@ class Trainer:
         """
         until = self.total if until is None else until
         keep, self.last_save = self.config.checkpoints, time.monotonic()
-        losses = [json.loads(line)["loss"] for line in self._metric_lines()[: self.step]]
+        before = [json.loads(line) for line in self._metric_lines()[: self.step]]
+        losses = [line["loss"] for line in before]
+        if self.adviser is not None:
+            self.adviser = Adviser()
+            for line in before:
+                self.adviser.see(line["objective"])
         with self._watching(until, losses), checkpoint.closing(self.writer):
             while self.step < until:
                 self.writer.check()
@@ -237,7 +274,8 @@ class Trainer:
         self.watch = None
         tail = losses[-max(1, len(losses) // 20) :]
         figures = {"final_loss": losses[-1], "mean_loss_last_5_percent": sum(tail) / len(tail)}
-        return {"steps": self.step, **self.seen, **figures, "packed": self.packed}
+        advice = {"warnings": self.adviser.told} if self.adviser is not None else {}
+        return {"steps": self.step, **self.seen, **figures, "packed": self.packed, **advice}
 
     def needed_bytes(self) -> int:
         """Disk that the checkpoints still to come and the final model take, from the parameters: the optimiser's state is made later."""
@@ -273,10 +311,9 @@ class Trainer:
         whole = next(self.stream)
         capacity = self.config.sequence_length * self.config.batch_sequences
         parts, idle = self.ranks.share(whole, capacity, even=self.sharding.even)
-        multiple = max(1, capacity // 32)
-        batches = [TorchBatch.of(b, self.device, packed=self.packed, multiple=multiple) for b in (*parts, *idle)]
+        batches = self._batches([*parts, *idle], max(1, capacity // 32))
         # Of the whole step: every rank has read it, so nobody needs to ask.
-        supervised = whole.predicted
+        supervised, terms = whole.predicted, self.objective.count(whole)
         if supervised == 0:
             for part, batch in zip(parts, batches, strict=False):
                 tally.add(part, batch)
@@ -288,7 +325,7 @@ class Trainer:
             with _drawing(seeds.seed(self.seed, stream, self.step), self.device):
                 loss = self.sharding.loss(batch)
                 # Divided by the count of the whole step, so that accumulation and ranks change nothing but rounding.
-                (loss.total / supervised).backward()
+                (loss.total / terms).backward()
             self.sharding.collect()
             total += float(loss.total.detach())
             if number < len(parts):
@@ -296,7 +333,7 @@ class Trainer:
         # When to save is rank 0's clock to say: two clocks would part, and one rank wait in a save for the other.
         total, due = self.sharding.add_up([total, float(self._is_late())])
         self.save_due, tally = bool(due), Tally.merged(self.ranks.collect(tally))
-        norm, mean = clip_gradients(self.masters.named, self.config.clip, self.sharding.total_square), total / supervised
+        norm, mean = clip_gradients(self.masters.named, self.config.clip, self.sharding.total_square), total / terms
         if not math.isfinite(total) or not math.isfinite(norm):
             raise stop_not_finite(self.step + 1, mean, norm, tally, self.origins, self.masters.named.items())
         if self.watch is not None:
@@ -315,9 +352,24 @@ class Trainer:
             "step": self.step, "loss": mean, "lr": rate * self.config.optimizer.lr, "grad_norm": norm,
             "tokens": whole.tokens, "supervised_tokens": supervised, **tally.line(self.origins),
         }  # fmt: skip
+        if "objective" in line:
+            line["objective"] = self.objective.figures(line["objective"])
         if self.watch is not None:
             self.watch.tell(line, tally, time.monotonic() - begun)
+            for text in self.adviser.see(line["objective"]) if self.adviser is not None else ():
+                self.progress.note(f"step {self.step}: {text}")
         return line
+
+    def _batches(self, parts: list[Any], multiple: int) -> list[TorchBatch]:
+        """A rank's passes as tensors; what the objective has to know of the whole step is measured first, over all ranks."""
+        extra = self.objective.extra
+        if not extra:
+            return [TorchBatch.of(part, self.device, packed=self.packed, multiple=multiple) for part in parts]
+        alone = [TorchBatch.of(part.answer_range(-extra, None), self.device, packed=self.packed, multiple=multiple) for part in parts]
+        gathered = [self.objective.gather(self.sharding.measure(batch), batch) for batch in alone]
+        measured = tuple(self.ranks.total([sum(column) for column in zip(*gathered, strict=True)]))
+        rest = [TorchBatch.of(part.answer_range(None, -extra), self.device, packed=self.packed, multiple=multiple) for part in parts]
+        return [replace(batch, measured=measured) for batch in rest]
 
     def _is_late(self) -> bool:
         """Whether a resume point is due; rank 0 knows."""

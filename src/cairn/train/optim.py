@@ -27,7 +27,8 @@ def is_block_matrix(name: str, tensor: Tensor, embeddings: set[str]) -> bool:
 def embedding_names(model: Any) -> tuple[str | None, str | None]:
     """Names of the input embedding and of the output head; the same where they are tied."""
     names = {id(p): name for name, p in model.named_parameters()}
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    # A reward model's head is `score`.
+    layers = (model.get_input_embeddings(), model.get_output_embeddings() or getattr(model, "score", None))
     found = [names.get(id(layer.weight)) if layer is not None else None for layer in layers]
     return found[0], found[1]
 

@@ -22,7 +22,7 @@ from cairn.model.recompute import blocks_of, dimensions_of
 from cairn.train.config import Training, memory_run
 from cairn.train.masters import Masters, is_plain
 from cairn.train.muon import Spread, orthogonalise
-from cairn.train.objectives import Loss, Objective
+from cairn.train.objectives import Base, Loss
 from cairn.train.ranks import Ranks
 
 
@@ -41,7 +41,7 @@ class Whole:
     total_square: Callable[[float], float] | None = None
     """Gives the squared norm of all gradients from that of this rank's, where ranks hold different parts."""
 
-    def __init__(self, model: Any, objective: Objective, ranks: Ranks, config: Training) -> None:
+    def __init__(self, model: Any, objective: Base, ranks: Ranks, config: Training) -> None:
         self.model, self.objective, self.ranks = model, objective, ranks
         self.masters = Masters(model, dtype_of(config.compute), pure=config.pure)
         self.spread: Spread = _Dealt(ranks) if ranks.world > 1 else Spread()
@@ -49,6 +49,11 @@ class Whole:
     def loss(self, part: Any) -> Loss:
         """The objective's loss of a micro-batch."""
         return self.objective.loss(self.model, part)
+
+    def measure(self, part: Any) -> Tensor:
+        """The objective's number for each answer of a micro-batch, without a gradient."""
+        with torch.no_grad():
+            return self.objective.measure(self.model, part)
 
     def join_weights(self) -> None:
         """Lay weights that are multiplied together next to each other."""
@@ -116,7 +121,7 @@ class Shards:
 
     even = True
 
-    def __init__(self, model: Any, objective: Objective, ranks: Ranks, config: Training) -> None:
+    def __init__(self, model: Any, objective: Base, ranks: Ranks, config: Training) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -148,6 +153,11 @@ class Shards:
         total, loss = self.root(part)
         loss.total = total
         return loss
+
+    def measure(self, part: Any) -> Tensor:
+        with torch.no_grad():
+            values: Tensor = self.root(part, measure=True)
+        return values
 
     def join_weights(self) -> None:
         """FSDP lays them out."""
@@ -214,11 +224,13 @@ class Shards:
 class _Root(torch.nn.Module):
     """The loss as a module."""
 
-    def __init__(self, model: Any, objective: Objective) -> None:
+    def __init__(self, model: Any, objective: Base) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, part: Any) -> tuple[Tensor, Loss]:
+    def forward(self, part: Any, measure: bool = False) -> Any:
+        if measure:
+            return self.objective.measure(self.model, part)
         loss = self.objective.loss(self.model, part)
         # FSDP waits for the backward of the tensors that it sees here.
         return loss.total, loss
@@ -278,7 +290,7 @@ class _Gathered(Spread):
         return out[: len(updates), :mine]
 
 
-def lay_out(model: Any, objective: Objective, ranks: Ranks, config: Training, how: str) -> Whole | Shards:
+def lay_out(model: Any, objective: Base, ranks: Ranks, config: Training, how: str) -> Whole | Shards:
     """The face that `how` (replicate or full) asks for; one rank has nothing to divide."""
     kind = Shards if how == "full" and ranks.world > 1 else Whole
     return kind(model, objective, ranks, config)

@@ -5,8 +5,8 @@ attention gives the same. Backends: `varlen` (FlashAttention), `flex` (flex atte
 """
 
 from cairn.model.packing.backends import BACKENDS, packed_attention
-from cairn.model.packing.check import Verdict, packs_cleanly, probe, try_packing
+from cairn.model.packing.check import Verdict, answers_agree, packs_cleanly, probe, try_packing
 from cairn.model.packing.interface import NAME, enable
 from cairn.model.packing.layout import Layout
 
-__all__ = ["BACKENDS", "NAME", "Layout", "Verdict", "enable", "packed_attention", "packs_cleanly", "probe", "try_packing"]
+__all__ = ["BACKENDS", "NAME", "Layout", "Verdict", "answers_agree", "enable", "packed_attention", "packs_cleanly", "probe", "try_packing"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def packed_attention(
     sinks_H: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Causal attention inside each document of `layout`.
+    """Causal attention inside each document of `layout`; an answer of a document sees its prompt and itself.
 
     Args:
         q_THD: queries, T tokens × H heads × D.
@@ -63,7 +64,24 @@ def packed_attention(
     if layout.cases is not None:
         layout.cases.add(case)
     name, _ = choose(case, backend)
+    if layout.answers and name != "buckets":
+        apart, to_paths_P, to_flat_T, again = layout.apart
+        q, k, v = (_Repeated.apply(x, to_paths_P, to_flat_T, again) for x in (q_THD, k_TGD, v_TGE))
+        return BACKENDS[name].attend(q, k, v, apart, rules).index_select(0, to_flat_T)
     return BACKENDS[name].attend(q_THD, k_TGD, v_TGE, layout, rules)
+
+
+class _Repeated(torch.autograd.Function):
+    """Tokens laid out as the answers' paths, prompts repeated."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THD: Tensor, to_paths_P: Tensor, to_flat_T: Tensor, again: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
+        ctx.back = (to_flat_T, again)
+        return x_THD.index_select(0, to_paths_P)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return cpu.gathered(grads[0], *ctx.back), None, None, None
 
 
 @lru_cache(maxsize=256)

@@ -126,6 +126,24 @@ def check(model: Any, longest: int | None = None, cases: set[Case] | None = None
     return ""
 
 
+def answers_agree(model: Any) -> bool:
+    """Whether a prompt with two answers behind it gives what each answer gives behind a prompt of its own.
+
+    A family that packs may still count places along the row, not by their positions, and then the second answer would stand too far off.
+    """
+    device, vocab = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
+    prompt, one, other = (torch.arange(n, device=device) * step + 1 for n, step in ((5, 5), (4, 3), (6, 7)))
+    prompt, one, other = prompt % vocab, one % vocab, other % vocab
+    positions = torch.cat([torch.arange(9), torch.arange(5, 11)]).to(device)
+    layout = Layout.of((15,), device, [(4, 6)])
+    with torch.no_grad(), _narrowed(model):
+        ids = torch.cat([prompt, one, other])[None]
+        shared = model.base_model(input_ids=ids, position_ids=positions[None], use_cache=False, packing=layout).last_hidden_state[0]
+        alone = [_packed(model, (torch.cat([prompt, answer]), prompt), 0, Layout((5 + len(answer), 5), device)) for answer in (one, other)]
+    wanted = torch.cat([alone[0][:9], alone[1][5:11]])
+    return float((shared - wanted).abs().max()) <= TOLERANCE.get(shared.dtype, 3e-2) * max(1.0, float(wanted.abs().max()))
+
+
 def probe(model: Any) -> Tensor:
     """Hidden states of two short packed documents, windows and soft caps narrowed: what a change of the model's parts must not change."""
     device, vocab = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]

@@ -62,7 +62,16 @@ class _ToPadded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0].index_select(0, ctx.padded.to_flat_T), None
+        return gathered(grads[0], ctx.padded.to_flat_T, ctx.padded.again), None
+
+
+def gathered(g_PHD: Tensor, to_flat_T: Tensor, again: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
+    """Gradients back at the tokens: that of each token's first place, and those of prompts' further places added to it."""
+    out = g_PHD.index_select(0, to_flat_T)
+    for tokens, places in again:
+        # No index_add: tokens stand in a round once, so that adding is a gather and a copy, each deterministic and fast.
+        out.index_copy_(0, tokens, out.index_select(0, tokens).add_(g_PHD.index_select(0, places)))
+    return out
 
 
 class _ToFlat(torch.autograd.Function):

@@ -10,7 +10,6 @@ import contextlib
 import json
 import shlex
 import shutil
-from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
+from cairn.pipeline.documents import REFERENCE, encode_sources, reference_place
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.board import require_tensorboard
 from cairn.train.budget import Budget, resolve
@@ -57,6 +57,9 @@ class TrainConfig(Training):
     """Chat format to render dialogues with; None means the one that the tokenizer carries."""
     data: list[Source]
     """What is learnt, and how often a row of each source is drawn."""
+    reference: StageRef | None = None
+    """A reference stage over the same rows, for the objective preference. None: the model that is trained from is its own reference, and
+    is measured at the start; that is written to `reference.safetensors`."""
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
@@ -64,6 +67,10 @@ class TrainConfig(Training):
             raise ValueError("a budget chooses the shape of a fresh model: give tokens where init or checkpoint is given")
         if self.budget is None and sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
             raise ValueError("give exactly one of model, init and checkpoint")
+        if self.reference is not None and not self.needs_reference:
+            raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
+        if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
+            raise ValueError("a reward model is trained whole, from a model: give init or checkpoint, and no adapter")
         if self.model is not None and self.adapter is not None:
             raise ValueError("an adapter needs a trained model: give init or checkpoint")
         if (self.model is not None or self.budget is not None) and self.tokenizer is None:
@@ -163,6 +170,7 @@ class Train(Stage):
             trainer = self._trainer(context, parts, ranks)
             if context.first:
                 context.store.test_save(trainer.needed_bytes())
+            self._give_reference(context, parts, trainer)
             resumed = trainer.resume()
             if resumed:
                 context.progress.note(f"goes on from step {resumed}")
@@ -187,7 +195,9 @@ class Train(Stage):
                 raise UserError(f"no checkpoint of step {step} was kept", where=str(recorded.folder), remedy=f"kept: {known}")
         if b <= a:
             raise UserError(f"the interval {a}:{b} is empty", remedy="give A:B with A < B")
-        trainer = self._trainer(context, self._prepare(context))
+        parts = self._prepare(context)
+        trainer = self._trainer(context, parts)
+        self._give_reference(context, parts, trainer)
         if a:
             trainer.restore(checkpoint.load(recorded.path("checkpoints") / checkpoint.name_of(a)))
         trainer.run(until=b)
@@ -201,10 +211,12 @@ class Train(Stage):
 
     def outputs(self, config: Any) -> set[str]:
         alone = config.adapter is not None and not config.adapter.merge
-        return {MODEL_FILES[alone], "metrics.jsonl", "mix.json"}
+        own = config.needs_reference and config.reference is None
+        return {MODEL_FILES[alone], "metrics.jsonl", "mix.json"} | ({REFERENCE} if own else set())
 
     def needs(self, config: Any) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
-        asked = (("init", config.init, MODEL_FILES), ("tokenizer", config.tokenizer, ("tokenizer.json",)))
+        asked = (("init", config.init, MODEL_FILES), ("tokenizer", config.tokenizer, ("tokenizer.json",)),
+                 ("reference", config.reference, (REFERENCE,)))
         return [((place,), stage, files) for place, stage, files in asked if stage is not None]
 
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
@@ -251,7 +263,7 @@ class Train(Stage):
 
         config: TrainConfig = context.config
         deterministic()
-        objective = load_objective(config.objective)
+        objective = load_objective(config.objective, config)
         folder = self._tokenizer_folder(context)
         tokenizer = Tokenizer.load(folder)
         chat_format = load_format(config.format or folder)
@@ -265,8 +277,8 @@ class Train(Stage):
         shelved, rows = context.draft / "resume" / "rows", None
         counters: dict[str, Any] = {}
         if context.first:
-            targets = "language_model" if objective.targets == "all" else "supervised"
-            encoded, rows, table, counters = _encode(context, renderer, tokenizer, targets)
+            targets = {"all": "language_model", "mask": "supervised", "answers": "answers"}[objective.targets]
+            encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, targets, mismatched=config.mismatched)
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if context.several:
                 shelf.put(shelved, encoded)
@@ -291,6 +303,17 @@ class Train(Stage):
         stream = PackedStream(parts.encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
         return Trainer(parts.model, stream, config, context.draft, context.progress, ranks, seed=seed, origins=parts.origins)
 
+    def _give_reference(self, context: Context, parts: _Parts, trainer: Trainer) -> None:
+        """The reference's log-probabilities, where the loss asks for them: of a stage, or of the weights before the first step."""
+        config: TrainConfig = context.config
+        if not config.needs_reference:
+            return
+        place = reference_place(context.inputs[config.reference] if config.reference is not None else None, context.draft)
+        if parts.adapted is None:
+            trainer.take_reference(parts.encoded, place)
+        else:
+            trainer.take_reference(parts.encoded, place, parts.adapted.peft.disable_adapter)
+
     def _tokenizer_folder(self, context: Context) -> Path:
         config: TrainConfig = context.config
         if config.tokenizer is not None:
@@ -305,20 +328,25 @@ class Train(Stage):
     def _model(self, context: Context, tokenizer: Any) -> Any:
         from cairn.model.adapter import base_config, grow_vocabulary, load_base, plan_adapter
         from cairn.model.load import load_model, new_model
+        from cairn.model.reward import reward_from
 
         config: TrainConfig = context.config
         if config.model is not None:
             ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
             return new_model(config.model, vocab_size=tokenizer.vocab_size, seed=context.seed, **ids)
         folder = self._start(context)
-        if config.adapter is not None:
+        if config.objective == "reward":
+            pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
+            model = reward_from(folder, seed=context.seed, pad_id=0 if pad is None else pad)
+        elif config.adapter is not None:
             plan_adapter(base_config(folder), config.adapter)
             model = load_base(folder, config.adapter.base)
         else:
             model = load_model(folder, "float32", eval_mode=False)
         have = model.get_input_embeddings().weight.shape[0]
         if have < tokenizer.vocab_size:
-            tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+            head = model.get_output_embeddings()
+            tied = head is None or head.weight is model.get_input_embeddings().weight
             missing = {"embeddings", "head"} - set(config.adapter.train if config.adapter is not None else ())
             if len(missing) > (1 if tied else 0):
                 remedy = "give the tokenizer that belongs to this model"
@@ -468,31 +496,3 @@ def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
     if artifact is not None:
         return int(artifact.record.metrics["vocab_size"])
     return getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
-
-
-def _encode(context: Context, renderer: Any, tokenizer: Any, objective: Any) -> tuple[list[Any], list[Any], dict[str, Any], dict[str, Any]]:
-    """Every source's documents, the row that each came from (from 1), the mix table and what became of the rows."""
-    from cairn.data.encode import Counters, encode_rows
-    from cairn.data.stats import MixTable
-
-    config: TrainConfig = context.config
-    table = MixTable(tokenizer=tokenizer, renderer=renderer)
-    encoded: list[list[Any]] = []
-    origins: list[Any] = []
-    counters: dict[str, Any] = {}
-    context.progress.start(len(config.data), "sources")
-    for number, source in enumerate(config.data):
-        path, count, name = context.place(source), Counters(), source.name
-        limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
-        told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}
-        numbers = array("q")
-        encoded.append([])
-        for document in encode_rows(source.read(path), renderer, tokenizer, **limits, **told):
-            encoded[-1].append(document)
-            numbers.append(count.rows)
-        origins.append(numbers)
-        counters[source.name] = count.as_dict()
-        if lost := count.losses():
-            context.progress.note(f"{source.name}: {lost}, being longer than {config.sequence_length} tokens")
-        context.progress.update(number + 1, rows=count.rows)
-    return encoded, origins, table.as_dict(), counters

@@ -2,8 +2,10 @@
 
 To add one, write `objectives/<name>.py` with a class `Objective` that has
 
-- `targets`: "all" when every token of a row is a target, "mask" when the assistant's are;
-- `loss(model, batch) -> Loss`.
+- `targets`: "all" when every token of a row is a target, "mask" when the assistant's are, "answers" when a prompt's answers are compared;
+- `loss(model, batch) -> Loss`;
+
+and what else of `Base` is not as it is for the likelihood of tokens.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from cairn.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from cairn.train.config import Training
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Loss:
 
     Attributes:
         total: the sum over its terms, with a gradient; the loop divides it by the global batch's normaliser.
-        count: how many terms it sums (supervised tokens).
+        count: how many terms it sums.
         metrics: further figures, summed over the global batch.
         nll_N: −log p of each target of the batch, detached, where the objective has them; for reports only.
     """
@@ -35,24 +40,57 @@ class Loss:
     nll_N: Tensor | None = None
 
 
-class Objective(Protocol):
-    """What the loop asks of an objective."""
+class Base:
+    """What the loop asks of an objective.
 
-    targets: Literal["all", "mask"]
+    Args:
+        training: the configuration; None for the objective's defaults.
+    """
 
-    def loss(self, model: Any, batch: Any) -> Loss: ...
+    targets: Literal["all", "mask", "answers"] = "mask"
+    head: Literal["language", "reward"] = "language"
+    """Which head of a model it trains."""
+    extra: int = 0
+    """How many answers at the end of each document are not for `loss`: before it, `measure` sees them alone."""
+
+    reference: Any = None
+    """What a reference model gives each answer (`cairn.train.reference`), where one is needed."""
+
+    def __init__(self, training: Training | None = None) -> None:
+        """Most need nothing of it."""
+
+    def loss(self, model: Any, batch: Any) -> Loss:
+        """The sum of a micro-batch's terms."""
+        raise NotImplementedError
+
+    def count(self, batch: Any) -> int:
+        """How many terms a whole step sums: what its loss is divided by. Asked of the data room's batch, which every rank has read."""
+        return int(batch.predicted)
+
+    def measure(self, model: Any, batch: Any) -> Tensor:
+        """A number for each answer of a micro-batch, without a gradient: a log-probability, a reward."""
+        raise NotImplementedError
+
+    def gather(self, values_A: Tensor, batch: Any) -> list[float]:
+        """Sums of what was measured on the `extra` answers of a micro-batch. Those over the whole step are the batches' `measured`."""
+        raise NotImplementedError
+
+    def figures(self, sums: dict[str, float]) -> dict[str, float]:
+        """What a step's line shows of `Loss.metrics`, summed over the global batch."""
+        return sums
 
 
 def objective_names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
-def load_objective(name: str) -> Objective:
-    """The objective of that name.
+def load_objective(name: str, training: Training | None = None) -> Base:
+    """The objective of that name, for a training.
 
     Raises:
         UserError: no such file.
     """
     if name not in objective_names():
         raise UserError(f"unknown objective '{name}'", where="objective", remedy=did_you_mean(name, objective_names()))
-    return importlib.import_module(f"{__name__}.{name}").Objective()
+    objective: Base = importlib.import_module(f"{__name__}.{name}").Objective(training)
+    return objective

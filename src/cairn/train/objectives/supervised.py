@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cairn.train.forward import target_loss
-from cairn.train.objectives import Loss
+from cairn.train.objectives import Base, Loss
 
 
-class Objective:
+class Objective(Base):
     """Next-token prediction where the loss mask stands."""
 
-    targets: Literal["all", "mask"] = "mask"
+    targets: Literal["all", "mask", "answers"] = "mask"
 
     def loss(self, model: Any, batch: Any) -> Loss:
         return target_loss(model, batch)
