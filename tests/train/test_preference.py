@@ -12,6 +12,7 @@ import torch
 from cairn.data.answers import with_mismatched
 from cairn.data.batches import PackedStream, make_batch
 from cairn.data.encode import Encoded
+from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
 from cairn.ledger.progress import Silent
 from cairn.model.adapter import attach
@@ -20,14 +21,14 @@ from cairn.model.config import ModelConfig
 from cairn.model.load import new_model
 from cairn.model.packing import answers_agree, try_packing
 from cairn.train.config import Training
-from cairn.train.forward import TorchBatch, answer_log_probabilities
+from cairn.train.forward import TorchBatch, answer_log_probabilities, hidden_states
 from cairn.train.loop import Trainer, deterministic, read_metrics
 from cairn.train.preference import WINDOW, Adviser, PreferenceConfig
 
 LOSSES = {
     "dpo": {}, "dpo smoothed": {"loss": "dpo", "smoothing": 0.1}, "dpo normalised": {"loss": "dpo", "length_normalised": True}, "ipo": {},
-    "hinge": {}, "robust": {"loss": "robust", "smoothing": 0.2}, "kto": {}, "orpo": {}, "simpo": {}, "dpo with likelihood": {"loss": "dpo", "sft": 0.3},
-    "all pairs": {"loss": "dpo", "pairs": "all"},
+    "hinge": {}, "robust": {"loss": "robust", "smoothing": 0.2}, "kto": {}, "orpo": {}, "simpo": {},
+    "dpo with likelihood": {"loss": "dpo", "sft": 0.3}, "all pairs": {"loss": "dpo", "pairs": "all"},
 }  # fmt: skip
 FAMILIES = {
     "llama": ("llama", {}), "window": ("mistral", {"sliding_window": 4}),
@@ -42,8 +43,9 @@ def preferences(count=24, seed=0, answers=(2, 3), largest=9):
     out = []
     for i in range(count):
         prompt = [int(x) for x in draw.integers(1, 40, int(draw.integers(2, largest)))]
-        pieces = [[(i + (k if n == 0 else -k - n)) % 45 + 1 for k in range(int(draw.integers(1, largest)))] for n in range(draw.choice(answers))]
-        ids = np.array(prompt + sum(pieces, []), np.int32)
+        steps = [1, *range(-1, -int(draw.choice(answers)), -1)]
+        pieces = [[(i + step * k + step) % 45 + 1 for k in range(int(draw.integers(1, largest)))] for step in steps]
+        ids = np.array([*prompt, *(x for piece in pieces for x in piece)], np.int32)
         mask = np.array([0] * len(prompt) + [1] * sum(map(len, pieces)), np.uint8)
         out.append(Encoded(ids, mask, tuple(map(len, pieces)), margin=float(i % 3)))
     return out
@@ -79,7 +81,8 @@ def paths(document):
     """(prompt and answer, targets among them) of each answer."""
     prompt, at = len(document) - sum(document.answers), len(document) - sum(document.answers)
     for n in document.answers:
-        yield np.concatenate([document.ids[:prompt], document.ids[at : at + n]]), np.concatenate([document.mask[:prompt], document.mask[at : at + n]])
+        places = np.r_[:prompt, at : at + n]
+        yield document.ids[places], document.mask[places]
         at += n
 
 
@@ -126,8 +129,6 @@ def test_long_answers_too():
     assert try_packing(model).packs
     both = TorchBatch.of(make_batch(documents, [0, 0]), "cpu", packed=True)
     single = TorchBatch.of(make_batch(documents[:1], [0]), "cpu", packed=True)
-    from cairn.train.forward import hidden_states
-
     with torch.no_grad():
         found = answer_log_probabilities(model, single)[0]
         wanted = torch.stack([alone(plain, *path) for path in paths(documents[0])])
@@ -201,7 +202,7 @@ def test_each_loss_is_its_formula(tmp_path, name):
     trainer.stream.restore({"step": 4, "cursor": trainer.stream._cursor - len(batch.documents)})
     documents = [trainer.stream._sources[0][d] for d in batch.documents]
     model, origin = tiny(), tiny()
-    model.load_state_dict({name: p for name, p in trainer.masters.named.items()}, strict=False)
+    model.load_state_dict(dict(trainer.masters.named), strict=False)
     with torch.no_grad():
         policy, reference = ([[float(alone(m, *path)) for path in paths(d)] for d in documents] for m in (model.eval(), origin.eval()))
     found = trainer.one_step()
@@ -304,8 +305,6 @@ def test_kto_sees_the_mismatched_answers_only_as_its_reference_point(tmp_path):
 
 
 def test_a_reference_of_other_documents_is_refused(tmp_path):
-    from cairn.errors import UserError
-
     make(tmp_path, {"loss": "dpo"})
     with pytest.raises(UserError, match="other documents"):
         make(tmp_path, {"loss": "dpo"}, sources=[preferences(seed=2)])

@@ -1,0 +1,279 @@
+"""The stage `best_of`: prompts, a model and a score in, each prompt's best of N sampled answers out, and pairs for preference training.
+
+Rejection sampling as in Llama 2 and 3; the pairs are Zephyr's AI feedback with a reward model or a function of score/ in the judge's
+place. Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jsonl` where pairs are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from cairn.config import Config, checked
+from cairn.data.rows import reply_text
+from cairn.data.sources import Source
+from cairn.errors import UserError
+from cairn.generate.sampling import Sampling
+from cairn.ledger.refs import StageRef
+from cairn.model.adapter_config import MODEL_FILES, model_place
+from cairn.pipeline.drafts import empty
+from cairn.pipeline.stage import Context, Stage, register
+from cairn.score.registry import get_metric
+
+BEST, SAMPLES, PAIRS = "best.jsonl", "samples.jsonl", "pairs.jsonl"
+Row = dict[str, Any]
+Score = Callable[[Sequence[Row], Sequence[Row]], list[float]]
+"""(prompts' rows, answered rows, one an answer) → a score each."""
+
+
+class BestOfConfig(Config):
+    """Who answers what, and what an answer is worth."""
+
+    model: StageRef
+    """The train stage whose model answers."""
+    data: list[Source] = Field(min_length=1)
+    """Prompts: dialogues, whose last assistant message is taken off; weights do not count."""
+    answers: int = Field(default=8, ge=2)
+    """N: answers sampled for each prompt."""
+    sampling: Sampling = Sampling(temperature=1.0)
+    """How tokens are chosen; the seed is the recipe's."""
+    reward: StageRef | None = None
+    """A train stage with objective reward. Give this or `metric`."""
+    metric: Annotated[str, checked(get_metric)] | None = None
+    """A function of score/, against the row's `meta.expected` or else its own last answer."""
+    least: float | None = None
+    """A best answer with a lower score is left out."""
+    pairs: Literal["off", "worst", "random", "ranked"] = "off"
+    """worst: the best answer against the worst. random: against one of the others, drawn (Zephyr). ranked: all answers with different
+    scores, in their order."""
+    gap: float = Field(default=0.0, ge=0)
+    """A pair whose scores lie closer together, or not apart at all, is left out."""
+    unfinished: Literal["drop", "keep"] = "drop"
+    """Answers that were cut at max_new_tokens have no stop token: drop takes them for no candidates."""
+    max_batch: int = Field(default=64, ge=1)
+    """Answers that are generated, or scored, together at most."""
+
+    @model_validator(mode="after")
+    def _one_score(self) -> BestOfConfig:
+        if (self.reward is None) == (self.metric is None):
+            raise ValueError("give either reward or metric: what an answer is worth")
+        if self.sampling.greedy:
+            raise ValueError("at temperature 0 all answers to a prompt are the same: give sampling.temperature above 0")
+        return self
+
+
+@register
+class BestOf(Stage):
+    """Sample, score, keep the best."""
+
+    kind = "best_of"
+    config = BestOfConfig
+    code = ("cairn.score.registry",)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from cairn.data.write import write_rows
+        from cairn.evaluate.subject import deterministic
+        from cairn.generate.load import load_chat
+        from cairn.generate.rows import answer_rows
+        from cairn.ledger import seeds
+        from cairn.ledger.environment import threads
+
+        config: BestOfConfig = context.config
+        empty(context.draft)
+        rows = [row for source in config.data for row in _prompts(source, context)]
+        deterministic(threads())
+        score = self._score(context)
+        loaded = load_chat(model_place(context.inputs[config.model].path()), max_batch=config.max_batch)
+        sampling = config.sampling.model_copy(update={"seed": seeds.seed(context.seed, "best_of")})
+        context.progress.start(len(rows) * config.answers, "answers")
+        many = (row for row in rows for _ in range(config.answers))
+        answered = answer_rows(loaded, many, sampling, on_progress=lambda done, tokens: context.progress.update(done, tokens=tokens))
+        groups = list(_groups(rows, answered, config.answers))
+        scores = score([row for row, answers in groups for _ in answers], [answer for _, answers in groups for answer in answers])
+        each = range(0, len(scores), config.answers)
+        scored = [Group(*group, scores[at : at + config.answers]) for group, at in zip(groups, each, strict=True)]
+        for group in scored:
+            group.check()
+        counts, best, pairs = choose(scored, config, context.seed)
+        if counts["same_score"] == len(scored):
+            what = f"every prompt's {config.answers} answers all have the same score: there is nothing to choose"
+            remedy = "raise sampling.temperature, or take another score"
+            raise UserError(what, where=config.metric or str(config.reward), remedy=remedy)
+        write_rows((row for group in scored for row in group.lines()), context.draft / SAMPLES)
+        write_rows(best, context.draft / BEST)
+        if config.pairs != "off":
+            write_rows(pairs, context.draft / PAIRS)
+        if counts["same_score"]:
+            context.progress.note(f"{counts['same_score']} of {len(scored)} prompts: all answers have the same score")
+        return counts
+
+    def _score(self, context: Context) -> Score:
+        config: BestOfConfig = context.config
+        if config.metric is not None:
+            metric = get_metric(config.metric)
+
+            def compare(rows: Sequence[Row], answers: Sequence[Row]) -> list[float]:
+                both = zip(rows, answers, strict=True)
+                return [metric.score(_expected(row), answer["messages"][-1], row.get("meta") or {}) for row, answer in both]
+
+            return compare
+        from cairn.chat.format import load_format
+        from cairn.chat.render import Renderer
+        from cairn.model.reward import load_reward, rewards
+        from cairn.tokenizer.load import Tokenizer
+
+        folder = context.inputs[str(config.reward)].path("model")
+        model, renderer = load_reward(folder), Renderer(load_format(str(folder)), Tokenizer.load(folder))
+
+        def judge(rows: Sequence[Row], answers: Sequence[Row]) -> list[float]:
+            told = [{key: row[key] for key in ("tools", "attributes") if key in row} for row in rows]
+            ids = [renderer.render(answer["messages"], **more).ids for answer, more in zip(answers, told, strict=True)]
+            return rewards(model, ids, batch=config.max_batch)
+
+        return judge
+
+    def outputs(self, config: BestOfConfig) -> set[str]:
+        return {BEST, SAMPLES} | ({PAIRS} if config.pairs != "off" else set())
+
+    def needs(self, config: BestOfConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[str, ...]]]:
+        yield ("model",), config.model, MODEL_FILES
+        if config.reward is not None:
+            yield ("reward",), config.reward, ("model/config.json",)
+
+
+class Group:
+    """A prompt's answers and their scores, in the order in which they were drawn."""
+
+    def __init__(self, row: Row, answers: Sequence[Row], scores: Sequence[float]) -> None:
+        self.row, self.answers, self.scores = row, list(answers), [float(score) for score in scores]
+
+    def check(self) -> None:
+        """Raises:
+        UserError: a score that is no finite number.
+        """
+        for number, score in enumerate(self.scores):
+            if not math.isfinite(score):
+                where = f"row {self.row.get('id', '?')}, answer {number + 1}"
+                remedy = "a reward model that gives this is broken: train it anew"
+                raise UserError(f"the score of an answer is {score}", where=where, remedy=remedy)
+
+    def candidates(self, unfinished: str) -> list[int]:
+        """The answers that may be chosen, the best one first; of equal scores the one drawn first. Answers without content are none."""
+        fit = [
+            i for i, one in enumerate(self.answers)
+            if (one["reason"] != "length" or unfinished == "keep") and reply_text(one["messages"][-1]).strip()
+        ]  # fmt: skip
+        return sorted(fit, key=lambda i: (-self.scores[i], i))
+
+    def answer(self, i: int) -> dict[str, Any]:
+        message: dict[str, Any] = self.answers[i]["messages"][-1]
+        return message
+
+    @property
+    def prompt(self) -> list[dict[str, Any]]:
+        return list(self.answers[0]["messages"][:-1])
+
+    def made(self, **parts: Any) -> Row:
+        """A row of this prompt."""
+        return parts | {key: self.row[key] for key in ("tools", "attributes", "source", "language", "id") if key in self.row}
+
+    def lines(self) -> Iterator[Row]:
+        """Every answer as a row with its score."""
+        for i, score in enumerate(self.scores):
+            yield self.made(messages=self.answers[i]["messages"], meta={"answer": i, "score": score, "reason": self.answers[i]["reason"]})
+
+
+def choose(groups: Sequence[Group], config: BestOfConfig, seed: int) -> tuple[dict[str, Any], list[Row], list[Row]]:
+    """(what became of the prompts, the best answers' rows, the pairs)."""
+    best, pairs = [], []
+    counts = {"prompts": len(groups), "answers": 0, "unfinished": 0, "without_candidate": 0, "below_least": 0, "same_score": 0}
+    tops = []
+    for number, group in enumerate(groups):
+        order = group.candidates(config.unfinished)
+        counts["answers"] += len(group.answers)
+        counts["unfinished"] += sum(one["reason"] == "length" for one in group.answers)
+        counts["same_score"] += len(set(group.scores)) == 1
+        if not order:
+            counts["without_candidate"] += 1
+            continue
+        top = order[0]
+        tops.append(group.scores[top])
+        if config.least is not None and group.scores[top] < config.least:
+            counts["below_least"] += 1
+            continue
+        best.append(group.made(messages=[*group.prompt, group.answer(top)], meta={"score": group.scores[top], "answer": top}))
+        pair = _pair(group, order, config, seed, number)
+        pairs += [pair] if pair is not None else []
+    every = [score for group in groups for score in group.scores]
+    means = {"mean_score": sum(every) / max(1, len(every)), "mean_best": sum(tops) / max(1, len(tops))}
+    return {**counts, "kept": len(best), "pairs": len(pairs), **means}, best, pairs
+
+
+def _pair(group: Group, order: list[int], config: BestOfConfig, seed: int, number: int) -> Row | None:
+    from cairn.ledger import seeds
+
+    if config.pairs == "off":
+        return None
+    top = order[0]
+    lower: list[int] = []
+    for i in order[1:]:
+        above = group.scores[lower[-1] if config.pairs == "ranked" and lower else top]
+        # Equal scores are no preference, whatever the gap.
+        if above - group.scores[i] > 0 and above - group.scores[i] >= config.gap and group.answer(i) != group.answer(top):
+            lower.append(i)
+    if not lower:
+        return None
+    if config.pairs == "ranked":
+        ranked = [top, *lower]
+        meta = {"scores": [group.scores[i] for i in ranked]}
+        return group.made(messages=group.prompt, ranked=[[group.answer(i)] for i in ranked], meta=meta)
+    other = lower[-1] if config.pairs == "worst" else seeds.pick(lower, seed, "best_of/rejected", number)
+    meta = {"scores": [group.scores[top], group.scores[other]]}
+    return group.made(messages=group.prompt, chosen=[group.answer(top)], rejected=[group.answer(other)], meta=meta)
+
+
+def _prompts(source: Source, context: Context) -> Iterator[Row]:
+    """Raises:
+    UserError: a row that asks nothing, or has no expected answer where one is needed.
+    """
+    for row in source.read(context.place(source)):
+        if "messages" not in row:
+            raise UserError("plain text asks nothing", where=f"{source.name}, row {row.get('id', '?')}", remedy="give rows with messages")
+        if context.config.metric is not None:
+            _expected(row)
+        yield row
+
+
+def _groups(rows: Sequence[Row], answered: Iterator[Row], size: int) -> Iterator[tuple[Row, list[Row]]]:
+    """Each row with its answers.
+
+    Raises:
+        UserError: a prompt that does not fit into the model's context.
+    """
+    from cairn.generate.rows import TOO_LONG
+
+    for row in rows:
+        answers = [next(answered) for _ in range(size)]
+        if answers[0]["reason"] == TOO_LONG:
+            where = f"row {row.get('id', '?')}"
+            raise UserError("the prompt is longer than the model's context", where=where, remedy="remove the row, or shorten it")
+        yield row, answers
+
+
+def _expected(row: Mapping[str, Any]) -> Any:
+    """What a metric compares with, as in evaluation.
+
+    Raises:
+        UserError: the row has none.
+    """
+    meta = row.get("meta") or {}
+    if "expected" in meta:
+        return meta["expected"]
+    last = row["messages"][-1]
+    if last["role"] == "assistant" and last.get("content"):
+        return last["content"]
+    where = f"row {row.get('id', '?')}"
+    raise UserError("the row has no expected answer", where=where, remedy="end it with the right answer, or write it to meta.expected")
