@@ -25,7 +25,7 @@ class PreferenceConfig(Config):
     beta: float | None = Field(default=None, gt=0)
     """What the log ratio is multiplied with to be a reward. None: 0.1; for simpo 2.0."""
     length_normalised: bool | None = None
-    """Divide an answer's log-probability by the number of its tokens. None: as the loss's paper does, for orpo and simpo yes, else no."""
+    """Divide an answer's log-probability by the number of its tokens. None: as the loss's authors do, yes for ipo, orpo and simpo."""
     pairs: Literal["best", "all"] = "best"
     """Of more than two ranked answers. best: the first against each other one. all: every one against each below it."""
     smoothing: float = Field(default=0.0, ge=0, lt=0.5)
@@ -59,7 +59,7 @@ class PreferenceConfig(Config):
     @property
     def normalised(self) -> bool:
         """`length_normalised`, or the loss's own."""
-        return self.length_normalised if self.length_normalised is not None else self.loss in REFERENCE_FREE
+        return self.length_normalised if self.length_normalised is not None else self.loss in (*REFERENCE_FREE, "ipo")
 
     @property
     def likelihood(self) -> float:
