@@ -109,8 +109,8 @@ def hidden_states(model: Any, batch: TorchBatch) -> Tensor:
         out = body(input_ids=batch.ids_T[None], position_ids=batch.positions_T[None], use_cache=False, packing=layout)
         return out.last_hidden_state[0]
     pieces = []
-    for ids, answers in zip(batch.ids_T.split(list(batch.lengths)), batch.answers, strict=True):
-        prompt, *rest = ids.split([len(ids) - sum(answers), *answers])
+    for ids, parts in zip(batch.ids_T.split(list(batch.lengths)), batch.answers, strict=True):
+        prompt, *rest = ids.split([len(ids) - sum(parts), *parts])
         first = body(input_ids=torch.cat([prompt, *rest[:1]])[None], use_cache=False).last_hidden_state[0]
         more = [body(input_ids=torch.cat([prompt, one])[None], use_cache=False).last_hidden_state[0][len(prompt) :] for one in rest[1:]]
         pieces += [first, *more]

@@ -101,7 +101,7 @@ def measure(
     found: dict[tuple[int, int], list[float]] = {}
     for part in own:
         batch = make_batch([sources[s][d] for s, d in part], [s for s, _ in part], [d for _, d in part])
-        values = values_of(TorchBatch.of(batch, ranks.device, packed=packed)).float().cpu()
+        values = values_of(TorchBatch.of(batch, ranks.device, packed=packed, multiple=max(1, capacity // 32))).float().cpu()
         for place, mine in zip(part, values.split([len(answers) for answers in batch.answers]), strict=True):
             found[place] = mine.tolist()
         done += len(part) * ranks.world
