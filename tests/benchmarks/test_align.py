@@ -54,6 +54,7 @@ def test_a_rejected_answer_is_another_rows(monkeypatch: pytest.MonkeyPatch) -> N
     sys.modules.pop("prepare", None)
 
 
+@pytest.mark.slow
 def test_where_trl_is_missing_its_rows_are_skipped_and_ours_run(bench: ModuleType, alpaca: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("trl") is not None:
         pytest.skip("TRL is installed here")
