@@ -13,10 +13,10 @@ from worker import Stop, Turns, job, peak_mb, reply
 
 from cairn.data.batches import PackedStream
 from cairn.data.encode import Encoded
-from cairn.ledger.environment import threads
+from cairn.model.determinism import deterministic
 from cairn.model.load import load_model
 from cairn.train.config import Training
-from cairn.train.loop import Trainer, deterministic
+from cairn.train.loop import Trainer
 
 
 class Pairs(Clock):
@@ -49,7 +49,7 @@ class Counting:
 
 def main() -> None:
     told = job()
-    deterministic(threads())
+    deterministic()
     with np.load(told["rows"]) as stored:
         ends = np.cumsum(stored["lengths"])[:-1]
         columns = np.split(stored["ids"], ends), np.split(stored["mask"], ends), stored["answers"].tolist()

@@ -75,16 +75,15 @@ class BestOf(Stage):
 
     def run(self, context: Context) -> dict[str, Any]:
         from cairn.data.write import write_rows
-        from cairn.evaluate.subject import deterministic
         from cairn.generate.load import load_chat
         from cairn.generate.rows import answer_rows
         from cairn.ledger import seeds
-        from cairn.ledger.environment import threads
+        from cairn.model.determinism import deterministic
 
         config: BestOfConfig = context.config
         empty(context.draft)
         rows = [row for source in config.data for row in _prompts(source, context)]
-        deterministic(threads())
+        deterministic()
         score = self._score(context)
         loaded = load_chat(model_place(context.inputs[config.model].path()), max_batch=config.max_batch)
         sampling = config.sampling.model_copy(update={"seed": seeds.seed(context.seed, "best_of")})

@@ -60,16 +60,15 @@ class ReferenceStage(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
-        from cairn.ledger.environment import threads
+        from cairn.model.determinism import deterministic
         from cairn.model.load import load_model
         from cairn.tokenizer.load import Tokenizer
         from cairn.train import reference
-        from cairn.train.loop import deterministic
         from cairn.train.ranks import ALONE
 
         config: ReferenceConfig = context.config
         empty(context.draft)
-        deterministic(threads())
+        deterministic()
         folder = model_place(context.inputs[config.model].path()) if config.model is not None else Path(str(config.checkpoint))
         tokenizer = Tokenizer.load(folder)
         renderer = Renderer(load_format(config.format or str(folder)), tokenizer)
