@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from cairn.chat.calls import call_layout
 from cairn.chat.format import format_names, load_format
 from cairn.chat.parse import parse_answer
+from cairn.chat.render import Renderer
 from cairn.errors import UserError
 from cairn.generate import grammar
 from cairn.generate.constrain import Constrainer
@@ -276,7 +277,7 @@ def test_special_tokens_are_never_text(constrainer: Constrainer, tokenizer: Toke
 def test_calls_of_every_format_parse(name: str, choice: str) -> None:
     format = load_format(name)
     tokenizer = byte_tokenizer(format)
-    constrainer = Constrainer(tokenizer, [tokenizer.token_id(stop) for stop in format.stop])
+    constrainer = Constrainer(tokenizer, Renderer(format, tokenizer).stop_ids)
     compiled = constrainer.compile(grammar.calls(call_layout(format), TOOLS, choice))
     marks = set(tokenizer.encode("<tool_call>"))
 

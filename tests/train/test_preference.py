@@ -18,11 +18,12 @@ from cairn.ledger.progress import Silent
 from cairn.model.adapter import attach
 from cairn.model.adapter_config import AdapterConfig
 from cairn.model.config import ModelConfig
+from cairn.model.determinism import deterministic
 from cairn.model.load import new_model
 from cairn.model.packing import answers_agree, try_packing
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, answer_log_probabilities, hidden_states
-from cairn.train.loop import Trainer, deterministic, read_metrics
+from cairn.train.loop import Trainer, read_metrics
 from cairn.train.preference import WINDOW, Adviser, PreferenceConfig
 
 LOSSES = {

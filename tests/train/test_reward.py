@@ -9,12 +9,13 @@ import torch
 
 from cairn.data.batches import PackedStream
 from cairn.ledger.progress import Silent
+from cairn.model.determinism import deterministic
 from cairn.model.load import save_model
 from cairn.model.reward import reward_from
 from cairn.train.comparisons import plackett_luce
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch
-from cairn.train.loop import Trainer, deterministic, read_metrics
+from cairn.train.loop import Trainer, read_metrics
 
 from .test_preference import preferences, tiny
 
