@@ -348,9 +348,7 @@ def test_constrained_and_free_requests_run_together(constrainer: Constrainer, to
     requests = []
     for index in range(12):
         sampling = Sampling(max_new_tokens=compiled.shortest + 3 * index, temperature=1.5 * (index % 2), seed=index)
-        requests.append(
-            Request([5, 6, 7 + index], sampling, stops, index=index, constraint=compiled if index % 3 else None)
-        )
+        requests.append(Request([5, 6, 7 + index], sampling, stops, index=index, constraint=compiled if index % 3 else None))
     together = engine.generate(requests)
     for request, completion in zip(requests, together, strict=True):
         if request.constraint is not None:

@@ -33,7 +33,7 @@ def constrainer(tokenizer: Tokenizer) -> Iterator[Constrainer]:
     made.close()
 
 
-def written(tokenizer: Tokenizer, made: object, request_ids: list[int], seed: int, length: int = 12) -> list[int]:
+def written(tokenizer: Tokenizer, made: object, seed: int, length: int = 12) -> list[int]:
     matcher, rng, out = made(), random.Random(seed), []  # type: ignore[operator]
     while len(out) < length and not matcher.finished:
         mask = matcher.allowed(length - len(out))
@@ -51,7 +51,7 @@ def test_prompt_and_answer_are_the_prompt_continued(constrainer: Constrainer, to
     healed = heal(constrainer.vocabulary, tokenizer.encode(prompt))
     assert healed.ids + healed.taken == tokenizer.encode(prompt)
     assert healed.ids
-    out = written(tokenizer, lambda: HealingMatcher(constrainer.vocabulary, healed.text), healed.ids, seed)
+    out = written(tokenizer, lambda: HealingMatcher(constrainer.vocabulary, healed.text), seed, len(healed.taken) + 1)
     assert tokenizer.decode(healed.ids + out).startswith(prompt)
 
 
@@ -94,7 +94,7 @@ def test_a_healed_border_and_a_constraint(constrainer: Constrainer, tokenizer: T
     made = continuation(tokenizer, constrainer, prompt, Sampling(), healed=True, constraint=grammar.regex('s": [0-9]{1,3}}'))
     assert made.taken
     for seed in range(10):
-        out = written(tokenizer, made.request.constraint, list(made.request.ids), seed, 14)
+        out = written(tokenizer, made.request.constraint, seed, 14)
         answer = made.answer(Completion(out, "stop"))
         assert answer.startswith('s": ')
         assert answer.rstrip("}").removeprefix('s": ').isdigit()

@@ -83,5 +83,7 @@ def continuation(
         made = constrainer.compile(replace(constraint, head=before))
     elif taken:
         made = partial(HealingMatcher, vocabulary, before)
+    # What is written again is not what was asked for; the prompt is as much shorter.
+    sampling = sampling.model_copy(update={"max_new_tokens": sampling.max_new_tokens + len(taken)})
     request = Request(ids, sampling, vocabulary.stop_ids, stop, index, constraint=made)
     return Continuation(request, stop, tuple(taken), tokenizer)

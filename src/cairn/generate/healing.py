@@ -87,6 +87,7 @@ class HealingMatcher:
     def __init__(self, vocabulary: Vocabulary, text: str) -> None:
         self.finished = False
         self._vocabulary, self._rest = vocabulary, text.encode()
+        self._plan = vocabulary.write(self._rest)
 
     def allowed(self, left: int) -> Tensor | None:
         """bool_V; None once the text is written."""
@@ -96,7 +97,11 @@ class HealingMatcher:
         words = self._vocabulary.sorted_bytes
         low, high = _range(self._vocabulary, rest)
         ids = [id for _, id in words[low:high]]
+        fits = self._plan is not None and self._plan[-len(rest) - 1][0] <= left
         for end in range(1, len(rest)):
+            # Written byte by byte, the text could take all the tokens that there are.
+            if fits and self._plan is not None and self._plan[end - len(rest) - 1][0] > left - 1:
+                continue
             at = bisect_left(words, (rest[:end], -1))
             while at < len(words) and words[at][0] == rest[:end]:
                 ids.append(words[at][1])
