@@ -5,6 +5,7 @@ Where tools are offered every call is held to them: its name is one of theirs an
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 from cairn.errors import UserError
@@ -14,6 +15,9 @@ from cairn.generate.grammar import Grammar
 from cairn.generate.load import Loaded
 from cairn.serve.errors import bad, from_user_error
 from cairn.serve.protocol import ChatBody, CompletionBody, NamedTool
+
+_MAKING = Lock()
+"""Two requests at once must not make two constrainers: each has a vocabulary and a process."""
 
 
 def constraint(loaded: Loaded, body: ChatBody | CompletionBody, tools: list[dict[str, Any]]) -> Compiled | None:
@@ -34,7 +38,8 @@ def constraint(loaded: Loaded, body: ChatBody | CompletionBody, tools: list[dict
         grammar = _calls(loaded, body, tools) if tools and isinstance(body, ChatBody) else _grammar(body)
         if grammar is None:
             return None
-        constrainer = loaded.session.constrainer if isinstance(body, ChatBody) else loaded.constrainer
+        with _MAKING:
+            constrainer = loaded.session.constrainer if isinstance(body, ChatBody) else loaded.constrainer
         return constrainer.compile(grammar)
     except UserError as error:
         raise from_user_error(error, param or "tools") from None
