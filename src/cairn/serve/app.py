@@ -107,13 +107,14 @@ class Server:
         return await self._complete(request, CompletionBody, completion_job)
 
     async def _complete(self, request: Request, cls: type[Any], make: Callable[[Loaded, Limits, Any], Job]) -> Response:
-        deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
+        arrived = asyncio.get_running_loop().time()
+        deadline = arrived + self.limits.request_seconds
         slot = _Slot(self)
         try:
             body = read(cls, await read_json(request, self.limits))
             self._check_model(body.model)
             job = await self._made(partial(make, self.loaded, self.limits, body), _is_constrained(body))
-            running = Running(self.worker, job, self.metrics, deadline=deadline, on_error=_log)
+            running = Running(self.worker, job, self.metrics, arrived=arrived, deadline=deadline, on_error=_log)
             told = body.logprobs is not None if isinstance(body, CompletionBody) else body.logprobs
             kind = shapes.Kind(isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told))
             if body.stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
@@ -26,18 +25,20 @@ class Running:
         worker: runs the engine.
         job: what is asked.
         metrics: what is counted.
-        deadline: when it must have ended, on the loop's clock.
+        arrived: when the request came, on the loop's clock.
+        deadline: when it must have ended, on the same clock.
         on_error: told about mistakes that are ours.
 
     Raises:
         ApiError: from `deltas`, where the answers cannot be finished.
     """
 
-    def __init__(self, worker: Worker, job: Job, metrics: Metrics, *, deadline: float, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, worker: Worker, job: Job, metrics: Metrics, *, arrived: float, deadline: float, on_error: Callable[[BaseException], None]
+    ) -> None:
         self._worker, self._job, self._metrics, self._deadline = worker, job, metrics, deadline
-        self._on_error = on_error
+        self._arrived, self._on_error = arrived, on_error
         self.answers: list[Answer] = [job.answer(place) for place in range(len(job.requests))]
-        self._begun = time.monotonic()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(place of the answer, what became certain of it), as the engine brings it."""
@@ -73,7 +74,7 @@ class Running:
                 # The first token is told even where its text is held back: the caller sees that the answer has begun.
                 begins, first = first, False
                 if begins:
-                    self._metrics.first_token(time.monotonic() - self._begun)
+                    self._metrics.first_token(loop.time() - self._arrived)
                 if begins or not delta.empty:
                     yield place, delta
             reason = "finished"
@@ -85,7 +86,7 @@ class Running:
             for ticket in tickets.values():
                 ticket.cancel()
             self._metrics.prompt(self._job.prompt_tokens, self.cached)
-            self._metrics.finished(reason, time.monotonic() - self._begun)
+            self._metrics.finished(reason, loop.time() - self._arrived)
 
     def _submitted(self, request: Request, on_step: Callable[[Step], None]) -> Ticket:
         try:
