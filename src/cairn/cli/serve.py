@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ def command(
     max_batch_tokens: Annotated[
         int, typer.Option("--max-batch-tokens", min=1, help="Tokens of prompts and answers that are held at once: bounds the memory.")
     ] = 32768,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same request gets the same bytes in any company; slower.")
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A limit: name=value. May be given often.", show_default=False)] = None,
     store: StoreDir = None,
 ) -> None:
@@ -63,11 +66,12 @@ def command(
     from cairn.serve.run import bind, is_loopback, local_names, serve
 
     listening = bind(host, port)
+    options: dict[str, Any] = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens, "deterministic": deterministic}
     if format is None and not _chats(folder):
         err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
-        loaded = load(folder, dtype=dtype, max_batch=max_batch, max_batch_tokens=max_batch_tokens, keep=True)
+        loaded = load(folder, dtype=dtype, **options)
     else:
-        loaded = load_chat(folder, format=format, dtype=dtype, max_batch=max_batch, max_batch_tokens=max_batch_tokens, keep=True)
+        loaded = load_chat(folder, format=format, dtype=dtype, **options)
     local = is_loopback(host)
     if not local and not keys:
         err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)
