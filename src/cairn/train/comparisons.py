@@ -97,8 +97,8 @@ def plackett_luce(score_A: Tensor, per_document: Sequence[int]) -> Tensor:
     """−log likelihood of each document's ranking, a mean over its choices: the best of all, the best of the rest, …"""
     losses = []
     for own in score_A.split(list(per_document)):
-        rest = torch.flip(torch.logcumsumexp(torch.flip(own, (0,)), 0), (0,))
-        losses.append((rest[:-1] - own[:-1]).mean())
+        # One by one: torch's running sum has no deterministic form on a GPU.
+        losses.append(torch.stack([own[i:].logsumexp(0) - own[i] for i in range(len(own) - 1)]).mean())
     return torch.stack(losses)
 
 

@@ -64,7 +64,7 @@ class ReferenceStage(Stage):
         from cairn.model.load import load_model
         from cairn.tokenizer.load import Tokenizer
         from cairn.train import reference
-        from cairn.train.ranks import ALONE
+        from cairn.train.ranks import alone
 
         config: ReferenceConfig = context.config
         empty(context.draft)
@@ -73,12 +73,13 @@ class ReferenceStage(Stage):
         tokenizer = Tokenizer.load(folder)
         renderer = Renderer(load_format(config.format or str(folder)), tokenizer)
         documents, _, _, counters = encode_sources(context, renderer, tokenizer, "answers", mismatched=config.mismatched)
-        model = load_model(folder, "float32")
+        ranks = alone()
+        model = load_model(folder, "float32").to(ranks.device)
         packed = reference.prepare(model, config.precision, config.sequence_length)
         context.progress.start(sum(map(len, documents)), "documents")
         capacity = config.sequence_length * config.batch_sequences
         found = reference.measure(
-            documents, capacity, lambda batch: reference.values_of(model, batch), ALONE, packed=packed,
+            documents, capacity, lambda batch: reference.values_of(model, batch), ranks, packed=packed,
             on_progress=lambda done, total: context.progress.update(done),
         )  # fmt: skip
         reference.save(found, reference.documents_digest(documents), context.draft / REFERENCE)
