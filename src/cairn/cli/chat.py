@@ -10,6 +10,7 @@ import typer
 
 from cairn.cli.sampling import (
     Choice,
+    Drafts,
     Dtype,
     FormatName,
     MaxNewTokens,
@@ -23,8 +24,10 @@ from cairn.cli.sampling import (
     ToolChoice,
     TopK,
     TopP,
+    Weights,
     make_hold,
     make_sampling,
+    say,
 )
 from cairn.cli.show import Json, StoreDir, err, open_store, print_json
 from cairn.errors import UserError
@@ -60,6 +63,8 @@ def command(
     tool_choice: ToolChoice = None,
     format: FormatName = None,
     dtype: Dtype = "float32",
+    weights: Weights = None,
+    drafts: Drafts = None,
     store: StoreDir = None,
     json: Json = False,
 ) -> None:
@@ -92,7 +97,8 @@ def command(
     for text in attr or ():
         dialogue.set_attribute(chat_format, text)
     interrupt = repl.Interrupt()
-    conversation = Conversation(_load(folder, format, dtype), dialogue, sampling, stop or (), interrupt.cancelled, hold)
+    loaded = _load(folder, format, dtype, weights, drafts)
+    conversation = Conversation(loaded, dialogue, sampling, stop or (), interrupt.cancelled, hold)
     if once is not None:
         _once(conversation, message, json, interrupt)
     elif sys.stdin.isatty():
@@ -122,16 +128,14 @@ def _format(folder: Path, name: str | None) -> Format:
         raise UserError("this model has no chat format, so it cannot chat", where=str(folder), remedy=remedy) from None
 
 
-def _load(folder: Path, format: str | None, dtype: str) -> Session:
+def _load(folder: Path, format: str | None, dtype: str, weights: str | None, drafts: str | None) -> Session:
     """The session of a model."""
-    if not sys.stderr.isatty():
+    from contextlib import nullcontext
+
+    with err().status("loading the model") if sys.stderr.isatty() else nullcontext():
         from cairn.generate.load import load_chat
 
-        return load_chat(folder, format=format, dtype=dtype).session
-    with err().status("loading the model"):
-        from cairn.generate.load import load_chat
-
-        return load_chat(folder, format=format, dtype=dtype).session
+        return load_chat(folder, format=format, dtype=dtype, weights=weights, drafts=drafts, say=say).session
 
 
 def _once(conversation: Conversation, message: str, json: bool, interrupt: Interrupt) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from cairn.cli.sampling import (
     Choice,
+    Drafts,
     Dtype,
     FormatName,
     MaxNewTokens,
@@ -22,8 +23,10 @@ from cairn.cli.sampling import (
     ToolChoice,
     TopK,
     TopP,
+    Weights,
     make_hold,
     make_sampling,
+    say,
 )
 from cairn.cli.show import Json, StoreDir, err, open_store, print_json
 
@@ -53,6 +56,8 @@ def command(
     ] = False,
     format: FormatName = None,
     dtype: Dtype = "float32",
+    weights: Weights = None,
+    drafts: Drafts = None,
     store: StoreDir = None,
     json: Json = False,
 ) -> None:
@@ -73,8 +78,8 @@ def command(
     hold = make_hold(schema, regex, choice, tool_choice, heal)
     model = model_folder(ref, open_store(store))
     report = answer_file(
-        model, source, target, make_progress("generate"), sampling=sampling, stop=stop or [], hold=hold, reader=reader,
-        limit=limit, batch=batch, deterministic=deterministic, format=format, dtype=dtype,
+        model, source, target, make_progress("generate"), sampling=sampling, stop=stop or [], hold=hold, reader=reader, limit=limit,
+        batch=batch, deterministic=deterministic, format=format, dtype=dtype, weights=weights, drafts=drafts, say=say,
     )  # fmt: skip
     if json:
         print_json(report)

@@ -80,6 +80,21 @@ def _json_file(path: Path) -> object:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the schema: {error}", where=str(path), remedy="give a JSON schema") from None
 
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="int8 or int4: smaller and faster; their price in perplexity is told.", show_default=False)
+]
+Drafts = Annotated[
+    str | None,
+    typer.Option("--drafts", help="lookup, or a small model's folder: the same answers in fewer steps of the model.", show_default=False),
+]
+
+
+def say(line: str) -> None:
+    """What a user should know about how the model runs, on standard error."""
+    from cairn.cli.show import err
+
+    err().print(line, markup=False)
+
 
 def make_sampling(
     max_new_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int

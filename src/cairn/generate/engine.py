@@ -84,6 +84,10 @@ class Engine:
             )
         return self._scheduler
 
+    def ready(self) -> None:
+        """Make what runs the model now, not at the first request: it may compile, try the model, and refuse."""
+        assert self.scheduler
+
     def check(self, request: Request) -> None:
         """Refuse a request that the model cannot run.
 

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -42,6 +42,9 @@ def answer_file(
     deterministic: bool = False,
     format: str | None = None,
     dtype: str = "float32",
+    weights: str | None = None,
+    drafts: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Answer the rows of a file. Where the same was begun before and interrupted, it goes on from there.
 
@@ -59,6 +62,7 @@ def answer_file(
         deterministic: compute each row by itself, so that no answer can depend on others.
         format: a shipped chat format in place of the model's own.
         dtype: precision of the weights.
+        weights, drafts, say: as `cairn.generate.load.load` takes them.
 
     Returns:
         {"rows", "tokens", "seconds", "tokens_per_second", "reasons", "resumed", "deterministic", "out"}.
@@ -73,8 +77,10 @@ def answer_file(
     total = sum(1 for _ in _rows(source, reader, limit))  # every row is checked before any is answered
     from cairn.generate.load import load
 
-    loaded = load(model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic)
-    how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype}
+    loaded = load(
+        model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic, weights=weights, drafts=drafts, say=say
+    )
+    how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype, "weights": weights}
     options = {"sampling": sampling.model_dump(), "stop": list(stop), "hold": hold and asdict(hold), **how}
     partial = _Partial(target, {**options, "model": _stamps(model), "rows": [_digest(source), reader, limit]})
     progress.start(total, "rows", partial.found)
