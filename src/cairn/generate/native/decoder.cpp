@@ -240,6 +240,9 @@ void tile(const char* weight, int64_t steps, const X* x, int64_t stride, float* 
 #else
     for (int64_t s = 0; s < steps; s++) {
         const char* at = weight + s * STEP;
+        // While several rows are computed the memory would stand idle. One row of bf16 keeps it busy by itself, and loses by this.
+        if (M > 2 || WEIGHTS == I8)
+            for (int64_t line = 0; line < STEP; line += 64) __builtin_prefetch(at + 8192 + line, 0, 2);
 #if WEIGHTS == I8
         U w[2] = {widen(at), widen(at + VECTOR)};
 #else
