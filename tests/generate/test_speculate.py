@@ -15,7 +15,7 @@ from cairn.generate.fast import FastRunner
 from cairn.generate.hf_runner import HfRunner
 from cairn.generate.runner import Piece, Runner
 from cairn.generate.sampling import Sampling
-from cairn.generate.speculate import Ask, Drafter, DraftModel, PromptLookup, Speculative
+from cairn.generate.speculate import BEYOND, Ask, Drafter, DraftModel, PromptLookup, Speculative
 
 from .conftest import VOCAB, build, prompts
 
@@ -142,6 +142,16 @@ def test_lookup_gives_what_followed_last_and_longest() -> None:
     assert lookup.propose([Ask(0, ids, 1), Ask(1, [1, 2, 3], 4)]) == [[2], []]
     lookup.free(0)
     assert lookup.propose([Ask(0, [5, 6, 5], 4)]) == [[]]
+
+
+def test_lookup_goes_on_behind_an_altered_token() -> None:
+    lookup, source = PromptLookup(), list(range(10, 60))
+    ids = [*source, 12, 13, 14]
+    assert lookup.propose([Ask(0, ids, 3)]) == [[15, 16, 17]]
+    ids += [15, 99]
+    assert lookup.propose([Ask(0, ids, 3)]) == [[17, 18, 19]]
+    ids += list(range(200, 200 + BEYOND))
+    assert lookup.propose([Ask(0, ids, 3)]) == [[]]
 
 
 def test_lookup_forgets_what_was_rewound(llama: Any) -> None:

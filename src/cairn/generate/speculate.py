@@ -11,6 +11,7 @@ rule for greedy decoding, and for drawn tokens it keeps the distribution, since 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +21,12 @@ from torch import Tensor
 
 from cairn.generate.runner import Piece, Runner
 from cairn.generate.scheduler import common
+
+BEYOND = 20
+"""Tokens behind the last run that was found after which a copy counts as ended."""
+
+ROW = 0.12
+"""What a further token in a call costs, against a call of one token. A draft ends where it is less likely to come true."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,20 @@ class Drafter(Protocol):
         ...
 
 
+@dataclass
+class _Read:
+    """What is known of a sequence: how many tokens were read, where each run of tokens last ended, and what was last found:
+    the distance back to it, and the sequence's length then."""
+
+    tokens: int = 0
+    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+    back: int = 0
+    found: int = 0
+
+
 class PromptLookup:
-    """What followed the last tokens when they stood earlier in the sequence.
+    """What followed the last tokens when they stood earlier in the sequence. Where they never did, but a little earlier ones had: what
+    stands beyond, for a copy goes on behind a word that is altered.
 
     Args:
         longest: the most last tokens that are looked for.
@@ -59,8 +78,7 @@ class PromptLookup:
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._lengths = range(longest, shortest - 1, -1)
-        self._known: dict[int, tuple[int, dict[tuple[int, ...], int]]] = {}
-        """Slot: how many tokens were read, and where each run of tokens last ended."""
+        self._known: dict[int, _Read] = {}
 
     def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
         """See `Drafter.propose`."""
@@ -72,18 +90,20 @@ class PromptLookup:
 
     def _one(self, ask: Ask) -> list[int]:
         ids, end = ask.ids, len(ask.ids)
-        read, ends = self._known.get(ask.slot, (0, {}))
+        known = self._known.setdefault(ask.slot, _Read())
         # The run that ends with the last token is read at the next call: it must not find itself.
-        for at in range(read + 1, end):
+        for at in range(known.tokens + 1, end):
             for n in self._lengths:
                 if at >= n:
-                    ends[tuple(ids[at - n : at])] = at
-        self._known[ask.slot] = (end - 1, ends)
-        for n in self._lengths:
-            found = ends.get(tuple(ids[-n:])) if end > n else None
-            if found is not None:
-                return self._repeat(ids[found : found + ask.most], ask.most)
-        return []
+                    known.ends[tuple(ids[at - n : at])] = at
+        known.tokens = end - 1
+        matches = (known.ends.get(tuple(ids[-n:])) for n in self._lengths if end > n)
+        found = next((at for at in matches if at is not None), None)
+        if found is not None:
+            known.back, known.found = end - found, end
+        elif known.back and end - known.found <= BEYOND:
+            found = end - known.back
+        return [] if found is None else self._repeat(ids[found : found + ask.most], ask.most)
 
     @staticmethod
     def _repeat(following: list[int], most: int) -> list[int]:
@@ -147,18 +167,26 @@ class _Sequence:
     ahead: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     drafted: int = 0
     right: int = 0
-    length: int = 4
+    tried: float = 2.0
+    true: float = 1.5
     misses: int = 0
     rest: int = 0
 
     def judge(self) -> None:
-        """Set the length of the next draft by what the last one was worth; after wholly wrong ones, pause a while."""
+        """Count what the last draft was worth; after wholly wrong ones, pause a while."""
         if self.drafted:
-            self.length = 2 * self.length if self.right == self.drafted else self.right + 1
+            self.tried = 0.8 * self.tried + self.right + (self.right < self.drafted)
+            self.true = 0.8 * self.true + self.right
             self.misses = 0 if self.right else self.misses + 1
             self.rest = min(self.misses // 2, 8)
         self.drafted = self.right = 0
         self.ahead.clear()
+
+    @property
+    def length(self) -> int:
+        """The longest draft whose last token is likely enough, by the share that came true of late."""
+        share = self.true / self.tried
+        return max(1, int(math.log(ROW) / math.log(min(max(share, 0.01), 0.99))))
 
 
 class Speculative:
@@ -254,11 +282,10 @@ class Speculative:
         asks = {}
         for piece in single:
             sequence = self._sequences[piece.slot]
-            sequence.length = min(sequence.length, self._longest)
             if sequence.rest:
                 sequence.rest -= 1
                 continue
-            most = min(sequence.length, left // len(single), self.capacity - piece.start - 1)
+            most = min(sequence.length, self._longest, left // len(single), self.capacity - piece.start - 1)
             if most > 0:
                 asks[piece.slot] = Ask(piece.slot, sequence.ids, most)
         found = dict(zip(asks, self.drafter.propose(list(asks.values())), strict=True)) if asks else {}
