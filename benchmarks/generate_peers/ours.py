@@ -28,8 +28,9 @@ class Dictated:
         self.mask_V[self.ids[self.at]] = True
         return self.mask_V
 
-    def accept(self, id: int) -> None:
+    def accept(self, id: int) -> bool:
         self.at += 1
+        return True
 
 
 def bandwidth(seconds: float = 1.0) -> dict[str, Any]:

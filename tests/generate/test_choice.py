@@ -60,9 +60,10 @@ class Counts:
         mask[40 + self.taken % 2] = True
         return mask
 
-    def accept(self, id: int) -> None:
+    def accept(self, id: int) -> bool:
         assert id == 40 + self.taken % 2
         self.taken += 1
+        return True
 
 
 @pytest.mark.parametrize("temperature", [0.0, 3.0])
@@ -93,6 +94,19 @@ def test_a_constraint_that_allows_nothing_is_told(llama: Any) -> None:
     with pytest.raises(UserError, match="allows no token") as error:
         Engine(llama).generate([Request([5, 6], Sampling(), constraint=lambda: Nothing(3), index=4)])
     assert error.value.where == "request 4"
+
+
+def test_a_constraint_that_refuses_what_it_allows_ends_its_request_alone(llama: Any) -> None:
+    class Stubborn(Counts):
+        def accept(self, id: int) -> bool:
+            return False
+
+    engine = Engine(llama)
+    requests = [Request([5, 6], Sampling(max_new_tokens=3), constraint=lambda: Stubborn(3), index=4)]
+    with pytest.raises(RuntimeError, match="request 4 refuses id 40 and allows it again"):
+        engine.generate(requests)
+    [after] = engine.generate([Request([5, 6], Sampling(max_new_tokens=3))])
+    assert len(after.ids) == 3
 
 
 def test_log_probabilities_are_the_models_own(llama: Any) -> None:

@@ -170,10 +170,11 @@ def test_each_token_shows_its_probability_and_alternatives(page: Page) -> None:
 
 
 def test_an_answer_is_stopped_on_the_page_and_on_the_server(browser: Any, serve: Callable[..., Served]) -> None:
-    served = serve("endless")
+    served = serve("endless", "--set", "max_answer_tokens=300000")
     page = Page(browser, served)
     for stop in (lambda: page.tab.click("#stop"), lambda: page.tab.keyboard.press("Escape")):
-        page.set("limit", "16000")
+        page.set("limit", "300000")
+        page.set("temperature", "0")
         page.tab.fill("#message", "Hi")
         page.tab.press("#message", "Enter")
         page.until("(document.querySelector('article.assistant .text')?.textContent.length ?? 0) > 5")

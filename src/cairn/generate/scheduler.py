@@ -271,11 +271,14 @@ class Scheduler:
     def _accepted(self, job: Job, id: int, logits_V: Tensor) -> int:
         """The id, or the one chosen in its place where the constraint refuses it: drawn anew from what is left, at another number."""
         assert job.choice is not None
-        sampling, refused = job.request.sampling, 0
+        sampling, refused = job.request.sampling, set[int]()
         while id != NOT_FINITE and not job.choice.accept(id):
-            refused += 1
+            if id in refused:
+                # Or a constraint that breaks its word would hold up all other requests for ever.
+                raise RuntimeError(f"the constraint of request {job.request.index} refuses id {id} and allows it again")
+            refused.add(id)
             adjusted_V = job.choice.adjust(logits_V, job.limit - len(job.answer))
-            number = seeds.uniform(sampling.seed, f"{job.request.stream}/refused {refused}", len(job.answer))
+            number = seeds.uniform(sampling.seed, f"{job.request.stream}/refused {len(refused)}", len(job.answer))
             uniform_B = torch.tensor([number], dtype=torch.float64, device=adjusted_V.device)
             id = int(Chooser([sampling], adjusted_V.device).choose(adjusted_V[None], uniform_B=uniform_B))
         return id

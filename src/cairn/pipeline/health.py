@@ -13,10 +13,11 @@ _EXTRAS = {
     "plot": (("matplotlib",), "training curves in model cards"),
     "tensorboard": (("tensorboard",), "event files of a training"),
     "bench": (("trl", "accelerate", "datasets"), "other trainers to compare with in `cairn bench train`"),
+    "e2e": (("playwright",), "tests of the server's page"),
 }
 _NEEDED = (
     "torch", "transformers", "tokenizers", "safetensors", "peft", "huggingface-hub", "numpy", "pydantic", "typer", "rich", "pyyaml",
-    "jinja2", "pyarrow",
+    "jinja2", "pyarrow", "llguidance", "fastapi", "uvicorn",
 )  # fmt: skip
 
 

@@ -167,8 +167,18 @@ function take(message, chunk, elapsed) {
   }
 }
 
-// Only the text grows while an answer comes: a whole redraw for each token would grow with the conversation.
+// Only the text grows while an answer comes: a whole redraw for each token would grow with the conversation. Once a picture at most:
+// a quick model sends thousands of tokens a second, and a page that lays its text out for each of them hears no click on Stop.
 function refresh(message) {
+  if (message.waiting) return;
+  message.waiting = true;
+  requestAnimationFrame(() => {
+    message.waiting = false;
+    if (message.busy) grow(message);
+  });
+}
+
+function grow(message) {
   const text = $("log").lastElementChild.querySelector(".text");
   const near = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
   text.textContent = message.content;
