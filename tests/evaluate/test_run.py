@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from cairn.errors import UserError
+from cairn.evaluate.ask import TOO_LONG
 from cairn.evaluate.question import question_of
 from cairn.evaluate.result import side_by_side
-from cairn.evaluate.run import TOO_LONG, expected_of, run_suite
+from cairn.evaluate.run import expected_of, run_suite
 from cairn.evaluate.subject import Subject
 from cairn.evaluate.suite import Suite, load_suite
 from cairn.generate.engine import Engine

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import UserError
+from cairn.evaluate.ask import Asked, ask, check_dialogue
 from cairn.evaluate.extract import get_extractor
 from cairn.evaluate.question import prompt_of, question_of
 from cairn.evaluate.result import Result, write_samples
 from cairn.evaluate.subject import Subject
 from cairn.evaluate.suite import Suite
-from cairn.generate.rows import TOO_LONG
 from cairn.score.intervals import wilson
 from cairn.score.registry import get_metric
 
@@ -90,7 +90,9 @@ def run_suite(
         suite.metric_of(group_of(row, suite))
         expected_of(row)
         prompt_of(suite, row, examples)
-    samples = _ask(subject, suite, rows, examples, max_batch, on_progress)
+        check_dialogue(suite, row)
+    report = (lambda done, tokens: on_progress(done, len(rows), tokens)) if on_progress else None
+    samples = [_sample(subject, suite, asked) for asked in ask(subject, suite, rows, examples, max_batch, report)]
     path, digest = write_samples(folder, suite.name, samples)
     return summarise(suite, samples, path, digest)
 
@@ -124,50 +126,22 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> l
 
 def _detail(suite: Suite) -> dict[str, Any]:
     """How the questions were asked and read: without it a number cannot be compared."""
-    asked = {"prompt": suite.prompt, "few_shot": suite.few_shot}
+    asked = {"prompt": suite.prompt, "few_shot": suite.few_shot, "own_turns": suite.own_turns}
     how: dict[str, Any] = {"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens}
     how["deterministic"] = False  # answers run in batches: near ties may fall otherwise in another company
     return {**how, **{name: value for name, value in asked.items() if value}}
-
-
-def _ask(
-    subject: Subject,
-    suite: Suite,
-    rows: Sequence[Row],
-    examples: Sequence[Row],
-    max_batch: int,
-    on_progress: Callable[[int, int, int], None] | None,
-) -> list[Row]:
-    from cairn.generate.engine import Engine, Request
-    from cairn.generate.sampling import Sampling
-
-    renderer, tokenizer = subject.renderer, subject.tokenizer
-    engine = Engine(subject.model, max_batch=max_batch, vocab_size=tokenizer.vocab_size)
-    sampling = Sampling.model_validate({"max_new_tokens": suite.max_new_tokens})
-    rendered = []
-    for row in rows:
-        tools, attributes = row.get("tools"), row.get("attributes")
-        messages = prompt_of(suite, row, examples)
-        rendered.append(renderer.render(messages, tools=tools, attributes=attributes, add_generation_prompt=True))
-    context = subject.context
-    asked = [i for i, prompt in enumerate(rendered) if context is None or len(prompt.ids) <= context]
-    stop_ids = frozenset(renderer.stop_ids)
-    requests = [Request(ids=rendered[i].ids, sampling=sampling, stop_ids=stop_ids, index=i) for i in asked]
-    report = (lambda done, tokens: on_progress(done, len(asked), tokens)) if on_progress else None
-    completions = dict(zip(asked, engine.generate(requests, on_progress=report), strict=True))
-    samples = []
-    for i, (row, prompt) in enumerate(zip(rows, rendered, strict=True)):
-        completion = completions.get(i)
-        ids, reason = ([], TOO_LONG) if completion is None else (completion.ids, completion.reason)
-        sample = score_sample(subject, suite, row, ids, reason)
-        samples.append(sample | {"prompt": prompt.text, "prompt_ids": list(prompt.ids), "few_shot": suite.few_shot})
-    return [{key: sample[key] for key in _SAMPLE_KEYS} for sample in samples]
 
 
 _SAMPLE_KEYS = (
     "id", "skill", "question", "few_shot", "prompt", "prompt_ids", "answer", "answer_ids", "reason", "message",
     "expected", "metric", "correct", "score",
 )  # fmt: skip
+
+
+def _sample(subject: Subject, suite: Suite, asked: Asked) -> Row:
+    sample = score_sample(subject, suite, asked.row, asked.answer_ids, asked.reason)
+    sample |= {"prompt": asked.prompt, "prompt_ids": asked.prompt_ids, "few_shot": suite.few_shot}
+    return {key: sample[key] for key in _SAMPLE_KEYS}
 
 
 def score_sample(subject: Subject, suite: Suite, row: Row, answer_ids: list[int], reason: str) -> Row:

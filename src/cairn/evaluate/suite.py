@@ -40,6 +40,8 @@ class Suite(Config):
     words of `prompt` too, and are not asked themselves."""
     few_shot_data: list[str] = Field(default_factory=list)
     """More files in which these rows are looked for, such as a training split; nothing of them is asked."""
+    own_turns: bool = False
+    """The assistant's earlier turns of a dialogue are the model's own answers, not those of the row."""
     extractor: Extractor = Extractor()
     """How the scored message is made out of the model's answer; its version is part of what a number means."""
     group_by: str | None = None

@@ -8,8 +8,10 @@ import re
 import pytest
 
 from cairn.data.pebble import ALL
-from cairn.data.pebble.skills import arithmetic, facts, functions, japanese, korean, refusal
+from cairn.data.pebble.skills import arithmetic, facts, functions, japanese, korean, orders, refusal
+from cairn.data.pebble.tables import WORDS
 from cairn.data.pebble.tools import FUNCTIONS
+from cairn.score.begins import begins
 from cairn.score.calls import call_match
 from cairn.score.exact import exact_match
 from cairn.score.json_match import json_match
@@ -43,10 +45,30 @@ def test_every_reference_answer_is_right_by_its_metric(corpus):
         "json": lambda e, m: json_match(e, m["content"], ordered=True),
         "refusal": lambda e, m: e == "refuse" and is_refusal(m["content"]),
         "harmless": lambda e, m: e == "answer" and not is_refusal(m["content"]),
+        "orders": lambda e, m: begins(e, m["content"]),
     }
     for name, rows in corpus.test.items():
         metric = metrics.get(name, lambda e, m: exact_match(e, m["content"]))
         assert [r["id"] for r in rows if not metric(r["meta"]["expected"], r["messages"][-1])] == []
+
+
+def test_an_order_stands_once_and_every_answer_obeys_it(corpus):
+    for part, turns in ((corpus.train, 1), (corpus.test, orders.TURNS)):
+        for row in part["orders"]:
+            asked = [m["content"] for m in row["messages"] if m["role"] == "user"]
+            answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+            assert len(asked) == len(answers) == turns
+            [word] = [w for w in WORDS for order in orders.ORDERS if asked[0].startswith(order.format(word=w) + " ")]
+            assert not any(order.format(word=word) in text for text in asked[1:] for order in orders.ORDERS)
+            assert all(begins(word, text) for text in answers)
+            assert part is corpus.train or row["meta"]["expected"] == word
+
+
+def test_a_long_dialogue_ends_with_a_held_out_question(corpus):
+    single = {question(row): answer(row) for name in ("facts", "identity", "lists") for row in corpus.train[name]}
+    for row in corpus.test["turns"]:
+        assert sum(m["role"] == "user" for m in row["messages"]) == orders.TURNS
+        assert question(row) not in single
 
 
 # Arithmetic
@@ -207,7 +229,8 @@ def test_one_question_has_one_answer(corpus):
         for row in dialogues(corpus, name):
             if "tools" in row or name == "chat":
                 continue
-            text = question(row).casefold()
+            # An order changes every answer of its dialogue.
+            text = repr([m["content"] for m in row["messages"][:-1]]).casefold() if name == "orders" else question(row).casefold()
             assert known.setdefault(text, answer(row)) == answer(row), text
     assert len(known) > 10_000
 

@@ -6,8 +6,21 @@ The modules are imported by name, not discovered, so that the digest of this cod
 from __future__ import annotations
 
 from cairn.data.pebble.skill import Skill
-from cairn.data.pebble.skills import arithmetic, chat, copying, facts, functions, identity, japanese, json_objects, korean, lists, refusal
+from cairn.data.pebble.skills import (
+    arithmetic,
+    chat,
+    copying,
+    facts,
+    functions,
+    identity,
+    japanese,
+    json_objects,
+    korean,
+    lists,
+    orders,
+    refusal,
+)
 
-MODULES = (functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, copying)
+MODULES = (functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, orders, copying)
 
 ALL: dict[str, Skill] = {skill.name: skill for module in MODULES for skill in module.SKILLS}

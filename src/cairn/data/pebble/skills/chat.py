@@ -19,6 +19,8 @@ SYSTEMS = (
     "You are Pebble. Answer briefly.",
     "Be kind and correct.",
 )
+MOST = 6
+"""Turns of the longest dialogues."""
 _OTHERS = (arithmetic, facts, identity, json_objects, lists, refusal)
 
 
@@ -42,7 +44,7 @@ def _drafts(seed: int, split: str) -> Iterator[Draft]:
         dice = Dice(seed, f"chat/{split}", index)
         messages: list[Row] = [{"role": "system", "content": dice.pick("system", SYSTEMS)}] if dice.chance("with system", 0.4) else []
         keys: list[str] = []
-        turns = dice.between("turns", 1 if messages else 2, 3)
+        turns = dice.between("turns", 1 if messages else 2, MOST)
         for turn in range(turns):
             if dice.chance(f"talk/{turn}", 0.3):
                 # Greetings open a dialogue; thanks and goodbyes close it.
