@@ -41,10 +41,12 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees for its next use, as every step frees and takes the same: glibc gives large pieces back to
     the system at once otherwise, and fetching fresh pages again took a tenth of a training step. Returns whether it could be set.
 
-    Code that oneDNN makes for each size of a product (0.4 MB a size) is kept for 256 sizes instead of 1,024, unless the environment
-    says otherwise; it counts only if no product was made before.
+    Code that is made for each size of a product (0.4 to 2 MB a size) is kept twice: by oneDNN for 1,024 sizes and by ideep above it for
+    another 1,024. Kept here for 128 and for 8, unless the environment says otherwise: half a gigabyte less for a small model, and no
+    slower (docs/experiments.md). It counts only if no product was made before.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "8")
     if not sys.platform.startswith("linux"):
         return False
     trim_threshold, mmap_threshold = -1, -3
