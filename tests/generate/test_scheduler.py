@@ -266,3 +266,23 @@ def test_completions_say_whether_they_are_deterministic(llama: Any) -> None:
     for deterministic in (False, True):
         [completion] = Engine(llama, deterministic=deterministic).generate([ask([5, 6, 7])])
         assert completion.deterministic is deterministic
+
+
+def test_a_runner_that_is_invariant_is_deterministic_unasked_and_batched(llama: Any) -> None:
+    """Nothing runs by itself then: a step of the mode that was asked for computes as many requests as one without it."""
+    from cairn.generate.fast import FastRunner
+
+    requests = [
+        Request(ids, Sampling(max_new_tokens=9, temperature=0.7 * (i % 3), top_p=0.8 + 0.1 * (i % 3), seed=i), index=i)
+        for i, ids in enumerate(prompts(12, seed=3, high=60))
+    ]
+    steps = {}
+    for asked in (False, True):
+        engine = Engine(llama, deterministic=asked, runner=lambda m, slots, alone: FastRunner(m, slots, 128))
+        assert engine.deterministic
+        together = engine.generate(requests)
+        assert all(completion.deterministic for completion in together)
+        steps[asked] = engine.scheduler.counts["steps"]
+        assert [engine.generate([request])[0] for request in requests] == together
+    assert steps[True] == steps[False] < 30
+    assert not Engine(llama).deterministic

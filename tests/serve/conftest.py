@@ -66,7 +66,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of tiny models, made once: `talker` (knows a few dialogues), `endless` (never stops), or a format's name."""
+    """Folders of tiny models, made once: `talker` (knows a few dialogues), `endless` (never stops), `neox` (not compiled), or a format's name."""
     spec = importlib.util.spec_from_file_location("cairn_test_talker", TALKER)
     assert spec
     assert spec.loader
@@ -77,7 +77,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     def make(name: str) -> Path:
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
-            made[name] = getattr(module, name)(folder) if name in ("talker", "endless") else random_model(folder, name)
+            known = name in ("talker", "endless")
+            made[name] = getattr(module, name)(folder) if known else other_family(folder) if name == "neox" else random_model(folder, name)
         return made[name]
 
     threads = torch.get_num_threads()
@@ -93,6 +94,22 @@ def random_model(folder: Path, format: str) -> Path:
     config = transformers.LlamaConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=1024, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    save(tokenizer.backend, chat_format, folder)
+    return folder
+
+
+def other_family(folder: Path) -> Path:
+    """A random GPT-NeoX, which the compiled forward does not know."""
+    chat_format = load_format("k2")
+    tokenizer = byte_tokenizer(chat_format)
+    config = transformers.GPTNeoXConfig(
+        vocab_size=tokenizer.vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=512, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(1)

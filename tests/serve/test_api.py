@@ -9,6 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from cairn.cli.main import main
+
 from .conftest import Served
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -248,6 +250,37 @@ def test_models_health_and_metrics(talker: Served) -> None:
     assert talker.metric("cairn_time_to_first_token_seconds_count") >= 1
     assert talker.metric("cairn_in_flight") == 0
     assert 'path="/v1/chat/completions",status="200"' in talker.get("/metrics").text
+
+
+def test_every_answer_says_whether_its_company_could_matter(serve: Callable[..., Served]) -> None:
+    """The compiled forward is deterministic as it is; a model's own is where that was asked for."""
+    for served, want in (
+        (serve("talker", "--weights", "int8", "--drafts", "lookup"), True),
+        (serve("neox"), False),
+        (serve("neox", "--deterministic"), True),
+    ):
+        client = served.client()
+        asked: dict[str, Any] = {"model": "tiny", "messages": HI, "temperature": 0, "max_completion_tokens": 8}
+        assert client.chat.completions.create(**asked).deterministic is want
+        assert {chunk.deterministic for chunk in client.chat.completions.create(**asked, stream=True)} == {want}
+        assert client.completions.create(model="tiny", prompt="a", max_tokens=2).deterministic is want
+        assert client.models.retrieve("tiny").deterministic is want
+
+
+def test_rounded_weights_tell_their_price_and_drafts_change_nothing(serve: Callable[..., Served], talker: Served) -> None:
+    drafted = serve("talker", "--weights", "int8", "--drafts", "lookup")
+    assert "perplexity" in drafted.log.read_text()
+    for asked in ({"messages": HI}, {"messages": ASK, "tools": RAIN}):
+        whole, plain = (both(served, **asked)[0].choices[0].message for served in (drafted, talker))
+        assert whole.content == plain.content
+        assert [c.function.arguments for c in whole.tool_calls or ()] == [c.function.arguments for c in plain.tool_calls or ()]
+    served = serve("neox")
+    assert "slower forward" in served.log.read_text()
+
+
+def test_weights_that_need_the_compiled_forward_are_refused_without_it(checkpoints: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(checkpoints("neox")), "--port", "0", "--weights", "int8"]) == 2
+    assert "int8" in capsys.readouterr().err
 
 
 async def _many(served: Served, count: int) -> list[str]:

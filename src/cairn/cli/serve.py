@@ -7,12 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from cairn.cli.sampling import Dtype, FormatName
+from cairn.cli.sampling import Drafts, Dtype, FormatName, Weights, say
 from cairn.cli.show import StoreDir, err, open_store
-from cairn.errors import UserError
+from cairn.errors import UserError, did_you_mean
+
+ENGINES = ("cairn", "vllm")
+_OURS = {
+    "format": "vLLM uses the template that lies with the model; train or export it with another one",
+    "max_batch_tokens": "vLLM bounds its cache by memory: -- --gpu-memory-utilization 0.8",
+    "weights": "vLLM rounds weights by its own means: -- --quantization KIND",
+    "set_": "vLLM has bounds of its own, such as -- --max-model-len N",
+}
+"""Options that mean nothing to vLLM, with what to do instead."""
 
 
 def command(
+    ctx: typer.Context,
     ref: Annotated[str, typer.Argument(help="recipe/stage, a folder, the start of a key, or a checkpoint's name on the hub.")],
     host: Annotated[str, typer.Option("--host", help="The address to listen at; only this machine reaches the default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port to listen at; 0 takes a free one.")] = 8000,
@@ -25,6 +35,12 @@ def command(
             show_default=False,
         ),
     ] = None,
+    rest: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- WORDS]", help="Words for vLLM itself, with --engine vllm.", show_default=False)
+    ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", help="What runs the model: cairn, or vllm (GPUs, many machines; installed by itself).")
+    ] = "cairn",
     name: Annotated[str | None, typer.Option("--name", help="What callers call the model; REF unless given.", show_default=False)] = None,
     format: FormatName = None,
     dtype: Dtype = "float32",
@@ -33,8 +49,13 @@ def command(
         int, typer.Option("--max-batch-tokens", min=1, help="Tokens of prompts and answers that are held at once: bounds the memory.")
     ] = 32768,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same request gets the same bytes in any company; slower.")
+        bool,
+        typer.Option(
+            "--deterministic", help="The same request gets the same bytes in any company. Free where the compiled decoder runs, else slower."
+        ),
     ] = False,
+    weights: Weights = None,
+    drafts: Drafts = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A limit: name=value. May be given often.", show_default=False)] = None,
     store: StoreDir = None,
 ) -> None:
@@ -46,6 +67,7 @@ def command(
     Examples:
         cairn serve pebble/chat
         cairn serve pebble/chat --host 0.0.0.0 --port 80 --api-key SECRET --set max_in_flight=64 --set request_seconds=120
+        cairn serve pebble/chat --engine vllm -- --tensor-parallel-size 2
     """
     from cairn.config import build, parse_yaml
     from cairn.pipeline.resolve import model_folder
@@ -54,6 +76,13 @@ def command(
     keys = list(api_key or ())
     if any(not key.strip() or key != key.strip() for key in keys):
         raise UserError("an API key is empty, or begins or ends with white space", where="--api-key", remedy="give a long random word")
+    if engine not in ENGINES:
+        raise UserError(f"there is no engine '{engine}'", where="--engine", remedy=did_you_mean(engine, ENGINES))
+    if engine == "vllm":
+        _vllm(ctx, ref, keys)
+        return
+    if rest:
+        raise UserError(f"'{rest[0]}' is one word too many", where="cairn serve", remedy="words behind -- are for --engine vllm")
     words = [text.partition("=") for text in set_ or ()]
     for key, equals, value in words:
         if not equals or not value:
@@ -63,20 +92,18 @@ def command(
 
     from cairn.generate.load import load, load_chat
     from cairn.serve.app import Server
-    from cairn.serve.run import bind, is_loopback, local_names, serve
+    from cairn.serve.run import bind, local_names, serve
 
     listening = bind(host, port)
     options: dict[str, Any] = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens, "deterministic": deterministic}
+    options |= {"weights": weights, "drafts": drafts, "say": say}
     if format is None and not _chats(folder):
         err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
         loaded = load(folder, dtype=dtype, **options)
     else:
         loaded = load_chat(folder, format=format, dtype=dtype, **options)
-    local = is_loopback(host)
-    if not local and not keys:
-        err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)
-    # A path says more about this machine than callers need to know.
-    called = name or (Path(ref).resolve().name if Path(ref).is_dir() else ref)
+    local = _is_local(host, keys)
+    called = _called(name, ref)
     server = Server(called, loaded, limits, keys, local_names(host) if local and not keys else None)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
@@ -85,6 +112,53 @@ def command(
         print(f"serving {called} at {address}  (API: {address}/v1)", flush=True)
 
     serve(server, listening, ready)
+
+
+def _called(name: str | None, ref: str) -> str:
+    """What callers call the model. A path says more about this machine than they need to know."""
+    return name or (Path(ref).resolve().name if Path(ref).is_dir() else ref)
+
+
+def _is_local(host: str, keys: list[str]) -> bool:
+    """Whether only this machine reaches the server; warns where others do, and are asked for no key."""
+    from cairn.serve.run import is_loopback
+
+    local = is_loopback(host)
+    if not local and not keys:
+        err().print("warning: whoever reaches this address can use the model; --api-key asks them for a key", markup=False)
+    return local
+
+
+def _vllm(ctx: typer.Context, ref: str, keys: list[str]) -> None:
+    """Become vLLM's server: signals and the exit status are its own from here on."""
+    import os
+    import sys
+
+    from cairn.pipeline.resolve import model_folder
+    from cairn.serve.vllm import Asked, command, find
+
+    given = {key: value for key, value in ctx.params.items() if _is_given(ctx, key)}
+    for key, remedy in _OURS.items():
+        if key in given:
+            option = f"--{key.rstrip('_').replace('_', '-')}"
+            raise UserError(f"{option} is for Cairn's own engine", where="--engine vllm", remedy=remedy)
+    vllm = find(os.environ)
+    asked = Asked(
+        model_folder(ref, open_store(ctx.params["store"])), _called(ctx.params["name"], ref), ctx.params["host"], ctx.params["port"], keys,
+        dtype=given.get("dtype"), max_batch=given.get("max_batch"), deterministic=ctx.params["deterministic"],
+        drafts=ctx.params["drafts"], rest=ctx.params["rest"] or [],
+    )  # fmt: skip
+    words, added = command(vllm, asked)
+    _is_local(asked.host, keys)
+    err().print(f"starting {' '.join(words)}", markup=False, soft_wrap=True)
+    sys.stdout.flush()
+    os.execve(vllm, words, {**os.environ, **added})
+
+
+def _is_given(ctx: typer.Context, key: str) -> bool:
+    """Whether an option was typed, not taken from its default."""
+    source = ctx.get_parameter_source(key)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _chats(folder: Path) -> bool:

@@ -6,8 +6,8 @@ put together, requests are checked, and answers are collected.
 A draw is a function of (sampling seed, request's stream, step), never of a generator. Logits of a row differ in the last
 bits with the shape of its batch, so a near tie may fall otherwise in other company: of 200 answers of 40 tokens of a random
 model with 0.5 M parameters none did in float32 and 68 did in bfloat16. `deterministic=True` leaves nothing to depend on: every
-sequence runs by itself, cut at fixed places. That costs most of what batching gains, so it is off unless asked for, and every
-completion says which it was.
+sequence runs by itself, cut at fixed places. That costs most of what batching gains, so it is off unless asked for. The compiled
+forward (`fast`) is deterministic as it is, and free. Every completion says which it was.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Engine:
         self.model = model
         self.max_batch = max_batch
         self.max_batch_tokens = max_batch_tokens
-        self.deterministic = deterministic
+        self._alone = deterministic
         self.rows = int(model.get_input_embeddings().weight.shape[0])
         self.vocab_size = vocab_size
         self.context: int | None = context_length(model.config.get_text_config(decoder=True))
@@ -72,17 +72,22 @@ class Engine:
         """What runs the requests; made with its runner when first asked for, for that tries the model."""
         if self._scheduler is None:
             with evaluating(self.model):
-                runner = self._make_runner(self.model, self.max_batch, self.deterministic)
+                runner = self._make_runner(self.model, self.max_batch, self._alone)
             self._scheduler = Scheduler(
                 runner,
                 vocab=self.rows if self.vocab_size is None else self.vocab_size,
                 most=self.max_batch,
                 budget=self.max_batch_tokens,
                 chunk=self._chunk,
-                deterministic=self.deterministic,
+                deterministic=self._alone,
                 keep=self._keep,
             )
         return self._scheduler
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether an answer's bytes are the same in any company: asked for, or given free by what runs the model."""
+        return self.scheduler.deterministic
 
     def ready(self) -> None:
         """Make what runs the model now, not at the first request: it may compile, try the model, and refuse."""

@@ -6,7 +6,8 @@ that beginning; one whose beginning is just being computed waits for it. A reque
 fits into the token budget beside all others: nothing is ever taken back from a running request.
 
 In deterministic mode a request's arithmetic hangs on itself alone: its prompt is cut at fixed places, a prefix is shared up to
-such a place only (or whole, logits included, by an equal prompt), and the runner runs pieces one by one.
+such a place only (or whole, logits included, by an equal prompt), and the runner runs pieces one by one. A runner whose logits do
+not depend on what runs beside them (`FastRunner.invariant`) needs none of this: its answers are deterministic at no cost.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Scheduler:
         most: requests that run together at most.
         budget: tokens that slots may hold together, as the runner counts their cost. One request above it runs alone.
         chunk: prompt tokens that are computed in one step.
-        deterministic: see above; the runner must run pieces by themselves then.
+        deterministic: see above; the runner must run pieces by themselves then, unless it is invariant.
         keep: ended sequences stay as prefixes when nothing runs, as long as their place is not needed. For models whose weights
             do not change.
     """
@@ -50,7 +51,11 @@ class Scheduler:
         self, runner: Runner, *, vocab: int, most: int, budget: int, chunk: int = 512, deterministic: bool = False, keep: bool = False
     ) -> None:
         self.runner, self.vocab, self.most, self.budget = runner, vocab, min(most, runner.slots), budget
-        self.chunk, self.deterministic, self.keep = chunk, deterministic, keep
+        self.chunk, self.keep = chunk, keep
+        invariant = bool(getattr(runner, "invariant", False))
+        self.deterministic = deterministic or invariant
+        """Whether an answer's bytes are the same in any company."""
+        self._alone = deterministic and not invariant
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self.counts = {"requests": 0, "prompt_tokens": 0, "cached_tokens": 0, "tokens": 0, "steps": 0}
@@ -202,7 +207,7 @@ class Scheduler:
         return source, best, coming >= best + LEAST_SHARED
 
     def _cut(self, shared: int) -> int:
-        return shared - shared % self.chunk if self.deterministic else shared
+        return shared - shared % self.chunk if self._alone else shared
 
     def _twins(self, job: Job) -> list[Job]:
         """Requests with the prompt that a job has just computed: they join with a copy of it, and share its logits."""
@@ -227,7 +232,7 @@ class Scheduler:
         for job in self.running:
             if job.held >= len(job.prompt):
                 most = 1
-            elif self.deterministic:
+            elif self._alone:
                 most = self.chunk - job.held % self.chunk
                 if left <= 0:
                     continue
@@ -252,7 +257,7 @@ class Scheduler:
                 chosen.append((job, logits_V, adjusted_V))
             except Exception as error:
                 job.fail(error)
-        groups = [[item] for item in chosen] if self.deterministic else [chosen] if chosen else []
+        groups = [[item] for item in chosen] if self._alone else [chosen] if chosen else []
         for group in groups:
             rows = [adjusted_V for _, _, adjusted_V in group]
             double = any(row.dtype == torch.float64 for row in rows)
@@ -316,7 +321,7 @@ class Scheduler:
             slot, job.slot = job.slot, None
             assert slot is not None
             held = job.prompt + job.answer
-            usable = self._cut(min(job.held, len(job.prompt))) if self.deterministic else job.held
+            usable = self._cut(min(job.held, len(job.prompt))) if self._alone else job.held
             self.runner.truncate(slot, usable)
             self._resting[slot] = held[:usable]
             if job.error is not None or usable < LEAST_SHARED or self.runner.cost(usable) > self.budget:

@@ -98,7 +98,7 @@ def answer_file(
         "tokens_per_second": tokens / seconds if seconds else 0.0,
         "reasons": partial.finish(),
         "resumed": partial.found,
-        "deterministic": deterministic,
+        "deterministic": loaded.engine.deterministic,
         "out": str(target),
     }
 

@@ -116,7 +116,7 @@ class Server:
             job = await self._made(partial(make, self.loaded, self.limits, body), _is_constrained(body))
             running = Running(self.worker, job, self.metrics, arrived=arrived, deadline=deadline, on_error=_log)
             told = body.logprobs is not None if isinstance(body, CompletionBody) else body.logprobs
-            kind = shapes.Kind(isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told))
+            kind = shapes.Kind(isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told), self.loaded.engine.deterministic)
             if body.stream:
                 options = body.stream_options
                 events = self._events(kind, job, running, bool(options and options.include_usage))
@@ -196,7 +196,7 @@ class Server:
         except UserError:
             ours = {"format": None, "attributes": {}, "tools": False}
         about = {"id": self.name, "object": "model", "created": self.created, "owned_by": "cairn"}
-        return {**about, "context_length": self.loaded.engine.context, **ours}
+        return {**about, "context_length": self.loaded.engine.context, "deterministic": self.loaded.engine.deterministic, **ours}
 
     async def _health(self) -> Response:
         return JSONResponse({"status": "ending" if self.ending else "ok"}, 503 if self.ending else 200)

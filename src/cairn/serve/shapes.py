@@ -28,12 +28,14 @@ class Kind:
         model: the model's name.
         tokenizer: writes tokens as text.
         logprobs: whether they are told.
+        deterministic: whether the answer's bytes are the same in any company.
     """
 
     chat: bool
     model: str
     tokenizer: Tokenizer
     logprobs: bool
+    deterministic: bool
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -43,7 +45,7 @@ class Kind:
     def head(self, stream: bool) -> dict[str, Any]:
         """The fields in front."""
         name = ("chat.completion.chunk" if stream else "chat.completion") if self.chat else "text_completion"
-        return {"id": self.id, "object": name, "created": self.created, "model": self.model}
+        return {"id": self.id, "object": name, "created": self.created, "model": self.model, "deterministic": self.deterministic}
 
 
 def usage(prompt: int, cached: int, generated: int) -> dict[str, Any]:
