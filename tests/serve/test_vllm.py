@@ -122,6 +122,8 @@ def test_words_and_engines_that_are_none(checkpoints: Callable[[str], Path], cap
     assert "--engine vllm" in capsys.readouterr().err
 
 
+LIST = '<tool_call>[{"name": "g", "arguments": {}}, {"arguments": {"b": "é"}, "name": "h"}]</tool_call>'
+
 # -- the plugin -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,8 +166,8 @@ def load_plugin(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    "text", ["plain < text", f"Let me see.\n{CALL}", CALL + "\n" + CALL, "a <tool_callx> b", f'<tool_call>[{{"name": "g", "arguments": {{}}}}, {{"arguments": {{"b": "é"}}, "name": "h"}}]</tool_call>']
-)  # fmt: skip
+    "text", ["plain < text", f"Let me see.\n{CALL}", CALL + "\n" + CALL, "a <tool_callx> b", LIST]
+)
 def test_the_plugin_streams_what_it_reads_whole(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = load_plugin(monkeypatch)
     whole = plugin(None).extract_tool_calls(text, None)

@@ -12,7 +12,9 @@ from cairn.cli.show import StoreDir, err, open_store
 from cairn.errors import UserError, did_you_mean
 
 ENGINES = ("cairn", "vllm")
+CACHES = ("off", "exact", "near")
 _OURS = {
+    "cache": "put a proxy with a cache in front of it",
     "format": "vLLM uses the template that lies with the model; train or export it with another one",
     "max_batch_tokens": "vLLM bounds its cache by memory: -- --gpu-memory-utilization 0.8",
     "weights": "vLLM rounds weights by its own means: -- --quantization KIND",
@@ -56,6 +58,16 @@ def command(
     ] = False,
     weights: Weights = None,
     drafts: Drafts = None,
+    cache: Annotated[
+        str,
+        typer.Option(
+            "--cache", help="Keep answers: off, exact (for equal requests), near (for like questions too, where the model agrees)."
+        ),
+    ] = "off",
+    cache_model: Annotated[
+        Path | None,
+        typer.Option("--cache-model", help="Folder of a model that says which questions are alike; the served one.", show_default=False),
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A limit: name=value. May be given often.", show_default=False)] = None,
     store: StoreDir = None,
 ) -> None:
@@ -83,6 +95,7 @@ def command(
         return
     if rest:
         raise UserError(f"'{rest[0]}' is one word too many", where="cairn serve", remedy="words behind -- are for --engine vllm")
+    _check_cache(cache, cache_model, weights)
     words = [text.partition("=") for text in set_ or ()]
     for key, equals, value in words:
         if not equals or not value:
@@ -92,6 +105,7 @@ def command(
 
     from cairn.generate.load import load, load_chat
     from cairn.serve.app import Server
+    from cairn.serve.memory import Memory
     from cairn.serve.run import bind, local_names, serve
 
     listening = bind(host, port)
@@ -104,7 +118,8 @@ def command(
         loaded = load_chat(folder, format=format, dtype=dtype, **options)
     local = _is_local(host, keys)
     called = _called(name, ref)
-    server = Server(called, loaded, limits, keys, local_names(host) if local and not keys else None)
+    memory = None if cache == "off" else Memory(loaded, limits, near=cache == "near", embedder=cache_model)
+    server = Server(called, loaded, limits, keys, local_names(host) if local and not keys else None, memory)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
 
@@ -112,6 +127,16 @@ def command(
         print(f"serving {called} at {address}  (API: {address}/v1)", flush=True)
 
     serve(server, listening, ready)
+
+
+def _check_cache(cache: str, model: Path | None, weights: str | None) -> None:
+    if cache not in CACHES:
+        raise UserError(f"there is no cache '{cache}'", where="--cache", remedy=did_you_mean(cache, CACHES))
+    if model is not None and cache != "near":
+        raise UserError("--cache-model is for --cache near", where=f"--cache {cache}", remedy="write --cache near, or leave it out")
+    if cache == "near" and weights is not None:
+        what = "answers to like questions are confirmed by the model's own weights, and rounded ones would answer otherwise"
+        raise UserError(what, where=f"--weights {weights}", remedy="use --cache exact, or leave --weights out")
 
 
 def _called(name: str | None, ref: str) -> str:

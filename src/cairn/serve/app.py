@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -26,14 +26,17 @@ from cairn.generate.load import Loaded
 from cairn.generate.worker import Worker
 from cairn.serve import shapes
 from cairn.serve.body import read_json
+from cairn.serve.cache import Replay, question
 from cairn.serve.config import Limits
-from cairn.serve.errors import INTERNAL, ApiError
+from cairn.serve.errors import INTERNAL, ApiError, bad
 from cairn.serve.gate import OPEN, Gate
 from cairn.serve.job import Job, chat_job, completion_job
+from cairn.serve.memory import Memory
 from cairn.serve.metrics import Metrics
 from cairn.serve.protocol import ChatBody, CompletionBody, read
 from cairn.serve.running import Running, unless_gone
 
+T = TypeVar("T")
 PAGE = {"/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript"), "/view.js": ("view.js", "text/javascript"),
         "/style.css": ("style.css", "text/css")}  # fmt: skip
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -54,6 +57,7 @@ class Server:
         limits: the bounds on callers.
         keys: API keys; none lets everybody in.
         hosts: see `Gate`.
+        memory: keeps answers, where that was asked for.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Server:
     limits: Limits = field(default_factory=Limits)
     keys: Sequence[str] = ()
     hosts: frozenset[str] | None = None
+    memory: Memory | None = None
     worker: Worker = field(init=False)
     metrics: Metrics = field(default_factory=Metrics)
     in_flight: int = 0
@@ -113,20 +118,22 @@ class Server:
         try:
             body = read(cls, await read_json(request, self.limits))
             self._check_model(body.model)
-            job = await self._made(partial(make, self.loaded, self.limits, body), _is_constrained(body))
-            running = Running(self.worker, job, self.metrics, arrived=arrived, deadline=deadline, on_error=_log)
+            source = await self._source(body, make, arrived, deadline)
             told = body.logprobs is not None if isinstance(body, CompletionBody) else body.logprobs
-            kind = shapes.Kind(isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told), self.loaded.engine.deterministic)
+            kind = shapes.Kind(
+                isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told), self.loaded.engine.deterministic,
+                source.told if isinstance(source, Replay) else None,
+            )  # fmt: skip
             if body.stream:
                 options = body.stream_options
-                events = self._events(kind, job, running, bool(options and options.include_usage))
+                events = self._events(kind, source, bool(options and options.include_usage))
                 # What is wrong before the first token still gets its own status.
                 first = await unless_gone(anext(events), _gone(request))
                 if first is not None:
                     slot.handed_over = True
                     return _Stream(first, events, deadline + SLACK, slot)
             else:
-                response = await unless_gone(self._whole(kind, job, running), _gone(request))
+                response = await unless_gone(self._whole(kind, source), _gone(request))
                 if response is not None:
                     return JSONResponse(response)
             return Response(status_code=GONE)
@@ -134,8 +141,36 @@ class Server:
             if not slot.handed_over:
                 slot.free()
 
-    async def _made(self, make: Callable[[], Job], constrained: bool) -> Job:
-        """The job, made in a thread: a large prompt or schema must not hold up everybody else's tokens, nor schemas plain prompts."""
+    async def _source(
+        self, body: ChatBody | CompletionBody, make: Callable[[Loaded, Limits, Any], Job], arrived: float, deadline: float
+    ) -> Running | Replay:
+        """Where the answer comes from: the engine, or what was kept of an earlier one."""
+        asked = None
+        if self.memory is not None:
+            asked = question(body)
+            found = None if asked is None else self.memory.exact(asked)
+            if found is not None:
+                self.metrics.looked_up("exact")
+                self.metrics.finished("cached", asyncio.get_running_loop().time() - arrived)
+                return found
+        elif body.cache:
+            raise bad("this server keeps no answers; leave cache out", "cache", "unsupported_parameter")
+        job = await self._made(partial(make, self.loaded, self.limits, body), _is_constrained(body))
+        keep = None
+        if asked is not None:
+            assert self.memory is not None
+            near, vector, refused = await self._made(partial(self.memory.near, asked, job), False)
+            for _ in range(refused):
+                self.metrics.looked_up("refused")
+            self.metrics.looked_up("miss" if near is None else "near")
+            if near is not None:
+                self.metrics.finished("cached", asyncio.get_running_loop().time() - arrived)
+                return near
+            keep = partial(self.memory.keep, asked, vector)
+        return Running(self.worker, job, self.metrics, arrived=arrived, deadline=deadline, on_error=_log, on_whole=keep)
+
+    async def _made(self, make: Callable[[], T], constrained: bool) -> T:
+        """What takes long before an answer begins, made in a thread: a large prompt or schema must not hold up everybody else's tokens, nor schemas plain prompts."""
         try:
             async with asyncio.timeout(self.limits.compile_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._slow if constrained else self._quick, make)
@@ -143,31 +178,25 @@ class Server:
             seconds = self.limits.compile_seconds
             raise ApiError(503, f"the prompt and its constraint were not ready after {seconds:g} s", code="timeout") from None
 
-    async def _whole(self, kind: shapes.Kind, job: Job, running: Running) -> dict[str, Any]:
-        deltas: list[list[Any]] = [[] for _ in job.requests]
-        async with aclosing(running.deltas()) as arriving:
+    async def _whole(self, kind: shapes.Kind, source: Running | Replay) -> dict[str, Any]:
+        deltas: list[list[Any]] = [[] for _ in range(source.count)]
+        async with aclosing(source.deltas()) as arriving:
             async for place, delta in arriving:
                 deltas[place].append(delta)
-        per = job.per_prompt
-        kept = [
-            at + place
-            for at in range(0, len(deltas), per)
-            for place in (range(per) if job.keep == per else shapes.best(running.answers[at : at + per], job.keep))
-        ]
-        return shapes.whole(kind, [deltas[i] for i in kept], shapes.usage(job.prompt_tokens, running.cached, running.generated))
+        return shapes.whole(kind, [deltas[i] for i in source.kept()], _used(source))
 
-    async def _events(self, kind: shapes.Kind, job: Job, running: Running, usage: bool) -> AsyncGenerator[bytes, None]:
+    async def _events(self, kind: shapes.Kind, source: Running | Replay, usage: bool) -> AsyncGenerator[bytes, None]:
         """The stream's events. The first one comes with the first token, or it raises."""
         begun = False
         try:
-            async with aclosing(running.deltas()) as arriving:
+            async with aclosing(source.deltas()) as arriving:
                 async for place, delta in arriving:
-                    values = [*([] if begun else shapes.opening(kind, len(job.requests))), *shapes.chunks(kind, place, delta)]
+                    values = [*([] if begun else shapes.opening(kind, source.count)), *shapes.chunks(kind, place, delta)]
                     begun = True
                     for value in values:
                         yield shapes.event({**value, "usage": None} if usage else value)
             if usage:
-                yield shapes.event(shapes.closing(kind, shapes.usage(job.prompt_tokens, running.cached, running.generated)))
+                yield shapes.event(shapes.closing(kind, _used(source)))
             yield shapes.event("[DONE]")
         except ApiError as error:
             if not begun:
@@ -202,7 +231,7 @@ class Server:
         return JSONResponse({"status": "ending" if self.ending else "ok"}, 503 if self.ending else 200)
 
     async def _metrics(self) -> Response:
-        return PlainTextResponse(self.metrics.text(self.worker.stats(), self.in_flight), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self.metrics.text(self.worker.stats(), self.in_flight, None if self.memory is None else self.memory.stats()), media_type="text/plain; version=0.0.4")
 
     async def _page(self, request: Request) -> Response:
         name, kind = PAGE[request.url.path]
@@ -225,6 +254,10 @@ class _Slot:
         if not self._freed:
             self._freed = True
             self._server.in_flight -= 1
+
+
+def _used(source: Running | Replay) -> dict[str, Any]:
+    return shapes.usage(source.prompt_tokens, source.cached, source.generated)
 
 
 def _is_constrained(body: ChatBody | CompletionBody) -> bool:

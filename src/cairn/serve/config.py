@@ -28,5 +28,13 @@ class Limits(Config):
     """How long a request may take, its wait included."""
     compile_seconds: float = Field(default=30.0, gt=0)
     """How long a request's prompt and constraint may take to be made ready."""
+    cache_entries: int = Field(default=10_000, ge=1)
+    """Answers that are kept, where a cache was asked for; those that were used last."""
+    cache_bytes: int = Field(default=256 * 2**20, ge=1)
+    """About what they may take together."""
+    cache_likeness: float = Field(default=0.8, gt=0, le=1)
+    """How alike two texts must be, by the cosine of their vectors, for the one's answer to be tried for the other."""
+    cache_tries: int = Field(default=2, ge=1, le=16)
+    """How many answers to like texts are tried; each costs a pass over prompt and answer."""
     drain_seconds: float = Field(default=60.0, ge=0)
     """How long running answers may go on once the server was asked to end."""

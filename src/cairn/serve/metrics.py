@@ -40,6 +40,7 @@ class Metrics:
         self._finished: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
         self._first, self._whole = _Histogram(), _Histogram()
+        self._answers: Counter[str] = Counter()
         self._recent: deque[tuple[float, int]] = deque()
 
     def request(self, path: str, status: int) -> None:
@@ -66,6 +67,11 @@ class Metrics:
             self._tokens["prompt"] += tokens
             self._tokens["cached"] += cached
 
+    def looked_up(self, result: str) -> None:
+        """The cache of answers was asked: "exact", "near", or "miss"; "refused" counts answers to like texts that did not hold."""
+        with self._lock:
+            self._answers[result] += 1
+
     def finished(self, reason: str, seconds: float) -> None:
         """A request's answers have ended."""
         with self._lock:
@@ -76,12 +82,13 @@ class Metrics:
         while self._recent and self._recent[0][0] < now - WINDOW:
             self._recent.popleft()
 
-    def text(self, worker: Mapping[str, Any], in_flight: int) -> str:
+    def text(self, worker: Mapping[str, Any], in_flight: int, cache: Mapping[str, int] | None = None) -> str:
         """Everything, as Prometheus reads it.
 
         Args:
             worker: the engine's own figures.
             in_flight: requests that are being answered or wait.
+            cache: how much the cache of answers holds; None where there is none.
         """
         with self._lock:
             self._forget(time.monotonic())
@@ -109,10 +116,27 @@ class Metrics:
                 _block("request_seconds", "histogram", "From a request's arrival to the end of its answers.",
                        self._whole.lines("cairn_request_seconds")),
             ]  # fmt: skip
+        parts += [] if cache is None else self._cache_parts(cache)
         for key, value in sorted(worker.items()):
             if isinstance(value, (int, float)):
                 parts.append(_block(f"engine_{key}", "gauge", "The engine's own figure.", [f"cairn_engine_{key} {value:g}"]))
         return "".join(parts)
+
+    def _cache_parts(self, cache: Mapping[str, int]) -> list[str]:
+        with self._lock:
+            found = {name: self._answers[name] for name in ("exact", "near", "miss", "refused")}
+        asked, hits = found["exact"] + found["near"] + found["miss"], found["exact"] + found["near"]
+        ratio = hits / asked if asked else 0.0
+        return [
+            _block("response_cache_total", "counter", "Look-ups in the cache of answers, and answers to like texts that did not hold.", [
+                f'cairn_response_cache_total{{result="{name}"}} {n}' for name, n in found.items()
+            ]),
+            _block("response_cache_hit_ratio", "gauge", "Share of look-ups that found an answer.", [
+                f"cairn_response_cache_hit_ratio {ratio:.6f}"
+            ]),
+            *(_block(f"response_cache_{name}", "gauge", "What the cache of answers holds.", [f"cairn_response_cache_{name} {n}"])
+              for name, n in cache.items()),
+        ]  # fmt: skip
 
 
 def _block(name: str, kind: str, help: str, lines: list[str]) -> str:

@@ -82,6 +82,7 @@ class _Asked(_Body):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    cache: bool | None = None
 
     @property
     def constrained(self) -> str | None:

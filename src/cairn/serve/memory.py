@@ -1,0 +1,80 @@
+"""The cache of answers beside a served model: exact look-ups, and answers to like texts that the model confirms. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cairn.errors import UserError
+from cairn.generate.load import Loaded
+from cairn.model.load import load_model
+from cairn.serve.cache import AnswerCache, Held, Question, Replay
+from cairn.serve.config import Limits
+from cairn.serve.job import Job
+from cairn.serve.near import Embedder, Judge
+from cairn.serve.running import Running
+from cairn.tokenizer.load import Tokenizer
+
+
+class Memory:
+    """Answers that were given, and how to find them.
+
+    Args:
+        loaded: the served model.
+        limits: how much is kept, and how alike texts must be.
+        near: whether answers to like texts are tried.
+        embedder: the folder of a model that makes vectors; None: the served one makes them.
+
+    Raises:
+        UserError: a folder without a model.
+    """
+
+    def __init__(self, loaded: Loaded, limits: Limits, *, near: bool = False, embedder: Path | None = None) -> None:
+        self._cache = AnswerCache(limits.cache_entries, limits.cache_bytes)
+        self._limits, self._embedder, self._judge = limits, None, None
+        if not near:
+            return
+        if embedder is not None and not (embedder / "tokenizer.json").is_file():
+            raise UserError("the folder holds no tokenizer", where=str(embedder), remedy="name the folder of a model with its tokenizer")
+        model = loaded.engine.model if embedder is None else load_model(embedder, "float32")
+        self._embedder = Embedder(model, loaded.tokenizer if embedder is None else Tokenizer.load(embedder))
+        self._judge = Judge(loaded.engine.model, loaded.tokenizer.vocab_size)
+
+    def exact(self, asked: Question) -> Replay | None:
+        """The answer to the same question."""
+        held = self._cache.get(asked.key)
+        return None if held is None else Replay(held, {"kind": "exact"})
+
+    def near(self, asked: Question, job: Job) -> tuple[Replay | None, Tensor | None, int]:
+        """(the answer to a like question that is this one's too, this one's vector, answers that were tried in vain)."""
+        if self._embedder is None or self._judge is None or asked.context is None:
+            return None, None, 0
+        vector = self._embedder(asked.text)
+        if vector is None:
+            return None, None, 0
+        tried: set[tuple[int, ...]] = set()
+        # Several of the likest questions may have had one answer: it is tried once.
+        for alike, held in self._cache.nearest(asked.context, vector, self._limits.cache_likeness, 8):
+            if len(tried) >= self._limits.cache_tries:
+                break
+            if tuple(held.ids) in tried:
+                continue
+            tried.add(tuple(held.ids))
+            if self._judge.would_say(job.requests[0].ids, held.ids):
+                told: Mapping[str, Any] = {"kind": "near", "likeness": round(alike, 4)}
+                return Replay(held, dict(told), job.prompt_tokens), vector, len(tried) - 1
+        return None, vector, len(tried)
+
+    def keep(self, asked: Question, vector: Tensor | None, running: Running) -> None:
+        """Keep what was computed."""
+        # An answer that was cut off by its length says nothing about a prompt of another length.
+        whole = vector is not None and running.answers[0].completion is not None and running.answers[0].completion.reason == "stop"
+        near = (asked.context, vector) if whole and asked.context is not None and vector is not None else None
+        self._cache.put(asked.key, Held(running.events, running.count, running.prompt_tokens, running.generated, running.ids, near))
+
+    def stats(self) -> dict[str, int]:
+        """See `AnswerCache.stats`."""
+        return self._cache.stats()
