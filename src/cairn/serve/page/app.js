@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const state = { model: null, turns: [], running: null };
 const EXAMPLE = [{ type: "function", function: { name: "get_weather", description: "The weather at a place.", parameters: { type: "object", properties: { place: { type: "string" } }, required: ["place"] } } }];
 const SHOWN = 5;
+const IDEAS = ["Who are you?", "What is 17 + 25?", "Name three colours."];
+const WEATHER = "What is the weather in Oslo?";
 
 // Settings
 
@@ -30,9 +32,24 @@ async function connect() {
   $("model").textContent = state.model.id;
   $("functions").hidden = !state.model.tools;
   if (!state.model.format) notice("This model has no chat format, so it cannot chat here.");
+  welcome();
   $("attributes").replaceChildren($("attributes").firstElementChild);
   for (const [name, one] of Object.entries(state.model.attributes)) $("attributes").append(attribute(name, one));
   $("attributes").hidden = !Object.keys(state.model.attributes).length;
+}
+
+// What stands where nothing was said yet.
+function welcome() {
+  const { id, context_length: context, format, tools } = state.model;
+  $("about").textContent = [id, format && `format ${format}`, context && `${context.toLocaleString("en")} tokens of context`].filter(Boolean).join(" · ");
+  const idea = (text, act) => make("button", { type: "button", text, onclick: act });
+  $("ideas").replaceChildren(...(format ? IDEAS.map((text) => idea(text, () => ask(text))) : []));
+  if (format && tools) $("ideas").append(idea("Call a function", () => { example(); ask(WEATHER); }));
+}
+
+function example() {
+  $("tools").value = JSON.stringify(EXAMPLE, null, 2);
+  readTools();
 }
 
 function attribute(name, { minimum, maximum, default: value }) {
@@ -105,6 +122,7 @@ function draw() {
   const actions = {
     probabilities: $("probabilities").checked,
     redraw: draw,
+    again: () => { if (!state.running) { state.turns.pop(); answer(); } },
     resend: (index, text) => { if (!state.running) { state.turns.length = index; ask(text); } },
     result: (call, text) => {
       call.result = text;
@@ -113,7 +131,8 @@ function draw() {
       if (!pending && !state.running) answer();
     },
   };
-  $("log").replaceChildren(...state.turns.map((message, index) => turn(message, index, actions)));
+  $("welcome").hidden = state.turns.length > 0;
+  $("log").replaceChildren(...state.turns.map((message, index) => turn(message, index, actions, index === state.turns.length - 1)));
   $("log").scrollTop = $("log").scrollHeight;
 }
 
@@ -144,7 +163,7 @@ async function answer() {
       if (chunk.error) throw new Error(chunk.error.message);
       take(message, chunk, performance.now() - begun);
       reason = chunk.choices[0]?.finish_reason ?? reason;
-      refresh(message);
+      refresh(message, performance.now() - begun);
     }
   } catch (error) {
     reason = abort.signal.aborted ? "stopped" : "failed";
@@ -155,9 +174,11 @@ async function answer() {
 
 function take(message, chunk, elapsed) {
   if (chunk.usage) message.usage = chunk.usage;
+  if (chunk.cache) message.cache = chunk.cache.kind;
   const choice = chunk.choices[0];
   if (!choice) return;
   message.first ??= elapsed;
+  message.pieces = (message.pieces ?? 0) + (choice.delta.content ? 1 : 0);
   message.content += choice.delta.content ?? "";
   message.tokens.push(...(choice.logprobs?.content ?? []));
   for (const part of choice.delta.tool_calls ?? []) {
@@ -169,7 +190,8 @@ function take(message, chunk, elapsed) {
 
 // Only the text grows while an answer comes: a whole redraw for each token would grow with the conversation. Once a picture at most:
 // a quick model sends thousands of tokens a second, and a page that lays its text out for each of them hears no click on Stop.
-function refresh(message) {
+function refresh(message, elapsed) {
+  message.elapsed = elapsed;
   if (message.waiting) return;
   message.waiting = true;
   requestAnimationFrame(() => {
@@ -180,6 +202,9 @@ function refresh(message) {
 
 function grow(message) {
   const text = $("log").lastElementChild.querySelector(".text");
+  const live = $("log").lastElementChild.querySelector(".live");
+  const after = message.elapsed - message.first;
+  if (message.pieces > 3 && after > 0) live.textContent = `${((1000 * message.pieces) / after).toFixed(0)} pieces/s`;
   const near = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 80;
   text.textContent = message.content;
   if (near) $("log").scrollTop = $("log").scrollHeight;
@@ -193,7 +218,8 @@ function finish(message, reason, elapsed) {
   if (message.first !== undefined) parts.push(`first token after ${Math.round(message.first)} ms`);
   if (tokens > 1 && after > 0) parts.push(`${((1000 * (tokens - 1)) / after).toFixed(1)} tokens/s`);
   if (tokens) parts.push(`${tokens} tokens`);
-  if (message.usage?.prompt_tokens_details?.cached_tokens) parts.push(`${message.usage.prompt_tokens_details.cached_tokens} of the prompt from the cache`);
+  if (message.cache) parts.push({ exact: "answered before", near: "answered before, to a like question" }[message.cache] ?? message.cache);
+  else if (message.usage?.prompt_tokens_details?.cached_tokens) parts.push(`${message.usage.prompt_tokens_details.cached_tokens} of the prompt from the cache`);
   parts.push({ length: "ended by its length", stopped: "stopped", failed: "failed", tool_calls: "waits for the result" }[reason] ?? "");
   message.figures = parts.filter(Boolean).join(" · ");
   if (!message.content && !message.tool_calls) takeBack();
@@ -211,6 +237,7 @@ function takeBack() {
   if (last?.role === "user") {
     state.turns.pop();
     $("message").value ||= last.content;
+    fit();
   } else for (const call of last?.tool_calls ?? []) delete call.result;
 }
 
@@ -238,6 +265,13 @@ function busy(on) {
   $("new").disabled = on;
 }
 
+// The field grows with its text, up to a third of the window.
+function fit() {
+  const field = $("message");
+  field.style.height = "auto";
+  field.style.height = `${Math.min(field.scrollHeight + 2, innerHeight / 3)}px`;
+}
+
 function notice(text) {
   $("notice").textContent = text;
   $("notice").hidden = !text;
@@ -263,6 +297,7 @@ $("composer").addEventListener("submit", (event) => {
   const waits = state.turns.at(-1)?.tool_calls?.some((call) => call.result === undefined);
   if (waits) return notice("Give the result of the call first, or edit your message.");
   $("message").value = "";
+  fit();
   ask(text);
 });
 $("message").addEventListener("keydown", (event) => {
@@ -276,7 +311,8 @@ $("panel").addEventListener("click", () => showPanel($("settings").hidden));
 $("theme").addEventListener("click", () => theme({ auto: "dark", dark: "light", light: "auto" }[localStorage.getItem("theme") ?? "auto"]));
 $("key").addEventListener("change", () => { sessionStorage.setItem("key", $("key").value); connect(); });
 $("tools").addEventListener("input", readTools);
-$("example").addEventListener("click", () => { $("tools").value = JSON.stringify(EXAMPLE, null, 2); readTools(); });
+$("example").addEventListener("click", example);
+$("message").addEventListener("input", fit);
 $("probabilities").addEventListener("change", () => { if (!state.running) draw(); });
 
 start();

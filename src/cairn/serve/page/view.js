@@ -14,15 +14,22 @@ export function make(tag, attributes = {}, ...children) {
 
 const NAMES = { user: "You", assistant: "Model", tool: "Tool" };
 
-export function turn(message, index, actions) {
+export function turn(message, index, actions, last) {
   const card = make("article", { class: message.role, "data-index": index, "aria-busy": message.busy ? "true" : "false" });
   card.append(make("h2", { text: NAMES[message.role] }));
   card.append(message.tokens?.length && actions.probabilities ? probabilities(message) : make("div", { class: "text", text: message.content ?? "" }));
   for (const call of message.tool_calls ?? []) card.append(shownCall(call, actions));
+  if (message.busy) card.append(make("p", { class: "live", "aria-hidden": "true" }));
   if (message.figures) card.append(make("p", { class: "figures", text: message.figures }));
-  if (message.role === "user") {
-    card.append(make("div", { class: "tools" }, make("button", { type: "button", text: "Edit", onclick: () => edit(card, message, index, actions) })));
+  const tools = make("div", { class: "tools" });
+  const offer = (text, act) => tools.append(make("button", { type: "button", text, onclick: act }));
+  if (message.role === "user") offer("Edit", () => edit(card, message, index, actions));
+  else if (!message.busy) {
+    // Browsers give the clipboard to secure pages and to this machine's own alone.
+    if (navigator.clipboard && message.content) offer("Copy", (event) => navigator.clipboard.writeText(message.content).then(() => { event.target.textContent = "Copied"; }));
+    if (last && !message.tool_calls) offer("Again", actions.again);
   }
+  if (tools.childElementCount) card.append(tools);
   return card;
 }
 
