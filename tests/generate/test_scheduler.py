@@ -286,3 +286,24 @@ def test_a_runner_that_is_invariant_is_deterministic_unasked_and_batched(llama: 
         assert [engine.generate([request])[0] for request in requests] == together
     assert steps[True] == steps[False] < 30
     assert not Engine(llama).deterministic
+
+
+def test_an_answer_is_confirmed_where_it_is_the_greedy_one_and_there_is_room(llama: Any) -> None:
+    engine = Engine(llama, max_batch=2, max_batch_tokens=600)
+    given = prompts(5, seed=4, low=20, high=40)
+    answers = [engine.generate([Request(ids, Sampling(max_new_tokens=12))])[0].ids for ids in given]
+    scheduler = engine.scheduler
+    for ids, answer in zip(given, answers, strict=True):
+        assert scheduler.confirm(ids, answer, 1e-4)
+        assert scheduler.confirm(ids, answer[:5], 1e-4)
+        for place in (0, 5, 11):
+            assert not scheduler.confirm(ids, [*answer[:place], answer[place] ^ 1, *answer[place + 1 :]], 1e-4)
+        assert not scheduler.confirm(ids, answer, 1e9)
+    assert not scheduler.confirm([5] * 200, [1], 0.0)
+    before = len(scheduler._free) + scheduler.resting
+    jobs = [scheduler.submit(Request(ids, Sampling(max_new_tokens=12)), 12) for ids in given]
+    while not scheduler.idle:
+        scheduler.step()
+        scheduler.confirm(given[0], answers[0], 1e-4)
+    assert [job.completion.ids for job in jobs if job.completion is not None] == answers
+    assert len(scheduler._free) + scheduler.resting == before

@@ -151,3 +151,16 @@ def test_stopping_answers_or_cancels_what_was_taken(llama: Any, drain: bool, rea
     tickets = [worker.submit(ask([5, i + 5], 100)) for i in range(5)]
     assert worker.stop(drain) == drain
     assert {ticket.result(1).reason for ticket in tickets} == {reason}
+
+
+def test_what_is_done_aside_comes_between_steps_and_fails_alone(worker: Worker) -> None:
+    ticket = worker.submit(ask(prompts(1, seed=2)[0], LONG))
+    assert worker.aside(lambda scheduler: len(scheduler.running) + len(scheduler.waiting)).result(60) == 1
+    assert len(ticket.result(60).ids) == LONG
+    assert worker.aside(lambda scheduler: scheduler.idle).result(60)
+    with pytest.raises(ZeroDivisionError):
+        worker.aside(lambda scheduler: 1 / 0).result(60)
+    assert len(worker.submit(ask([5, 6])).result(60).ids) == 8
+    worker.stop()
+    with pytest.raises(Busy):
+        worker.aside(lambda scheduler: 1)

@@ -196,9 +196,10 @@ def test_what_was_found_is_counted(serve: Callable[..., Served], served: Served)
     assert fresh.metric('cairn_answers_total{reason="cached"}') == 2
 
 
-def test_an_answer_to_a_like_question_stands_only_where_the_model_agrees(serve: Callable[..., Served], served: Served) -> None:
+@pytest.mark.parametrize("words", [(), ("--weights", "int8", "--drafts", "lookup")])
+def test_an_answer_to_a_like_question_stands_only_where_the_model_agrees(serve: Callable[..., Served], words: tuple[str, ...]) -> None:
     """Whatever counts as like, here everything: the answers are those of a server without a cache."""
-    near = serve("talker", "--cache", "near", "--set", "cache_likeness=0.0001")
+    near, served = serve("talker", "--cache", "near", "--set", "cache_likeness=0.0001", *words), serve("talker", *words)
     texts = ["Hi", "Who?", "Hi!", "Rain?", "hi", "Hi?", "Hi ", "H i", "Who", "HI", "Hi Hi"]
     kinds = []
     for text in texts:
@@ -226,7 +227,6 @@ def test_mistakes(serve: Callable[..., Served], checkpoints: Callable[[str], Any
     for words, told in (
         (["--cache", "nera"], "near"),
         (["--cache-model", folder], "--cache near"),
-        (["--cache", "near", "--weights", "int8"], "rounded"),
         (["--cache", "near", "--cache-model", str(tmp_path)], "tokenizer"),
         (["--cache", "exact", "--set", "cache_entries=0"], "cache_entries"),
     ):

@@ -95,7 +95,7 @@ def command(
         return
     if rest:
         raise UserError(f"'{rest[0]}' is one word too many", where="cairn serve", remedy="words behind -- are for --engine vllm")
-    _check_cache(cache, cache_model, weights)
+    _check_cache(cache, cache_model)
     words = [text.partition("=") for text in set_ or ()]
     for key, equals, value in words:
         if not equals or not value:
@@ -129,14 +129,11 @@ def command(
     serve(server, listening, ready)
 
 
-def _check_cache(cache: str, model: Path | None, weights: str | None) -> None:
+def _check_cache(cache: str, model: Path | None) -> None:
     if cache not in CACHES:
         raise UserError(f"there is no cache '{cache}'", where="--cache", remedy=did_you_mean(cache, CACHES))
     if model is not None and cache != "near":
         raise UserError("--cache-model is for --cache near", where=f"--cache {cache}", remedy="write --cache near, or leave it out")
-    if cache == "near" and weights is not None:
-        what = "answers to like questions are confirmed by the model's own weights, and rounded ones would answer otherwise"
-        raise UserError(what, where=f"--weights {weights}", remedy="use --cache exact, or leave --weights out")
 
 
 def _called(name: str | None, ref: str) -> str:

@@ -129,6 +129,37 @@ class Scheduler:
                 job.fail(error)
         self.forget()
 
+    @torch.inference_mode()
+    def confirm(self, prompt: Sequence[int], answer: Sequence[int], margin: float) -> bool:
+        """Whether every id of an answer is the greedy choice behind a prompt and the ids before it; false too where there is no room.
+
+        Called between steps. Costs about what a prompt of that length does.
+
+        Args:
+            prompt, answer: at least one id each.
+            margin: by how much each id's logit must beat the next where company could matter to the last bits; without effect in a
+                deterministic engine, whose choice is the very one.
+        """
+        ids = [*prompt, *answer[:-1]]
+        needed = self.runner.cost(len(ids)) + sum(self.runner.cost(job.total) for job in self.running)
+        if len(ids) > self.runner.capacity or needed > self.budget:
+            return False
+        for slot in list(self._resting):
+            if self._free and needed + sum(self.runner.cost(len(held)) for held in self._resting.values()) <= self.budget:
+                break
+            self._evict(slot)
+        if not self._free:
+            return False
+        slot = self._free.pop()
+        try:
+            [logits_TV] = self.runner.forward([Piece(slot, ids, 0, len(answer))])
+            values_T2, places_T2 = logits_TV[:, : self.vocab].float().topk(2)
+            beaten_T = values_T2[:, 0] - values_T2[:, 1] > (0.0 if self.deterministic else margin)
+            return bool((beaten_T & (places_T2[:, 0] == torch.tensor(list(answer), device=places_T2.device))).all())
+        finally:
+            self.runner.truncate(slot, 0)
+            self._free.append(slot)
+
     def forget(self) -> None:
         """Drop the prefixes of ended requests."""
         for slot in list(self._resting):

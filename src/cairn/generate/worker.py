@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +19,9 @@ from cairn.errors import UserError
 from cairn.generate.engine import Engine, evaluating
 from cairn.generate.job import Job
 from cairn.generate.request import Completion, Request, Step
+from cairn.generate.scheduler import Scheduler
+
+T = TypeVar("T")
 
 
 class Busy(UserError):
@@ -73,6 +78,7 @@ class Worker:
     def __init__(self, engine: Engine, *, max_waiting: int = 1024) -> None:
         self.engine, self.max_waiting = engine, max_waiting
         self._inbox: deque[tuple[Ticket, Request]] = deque()
+        self._asides: deque[tuple[Callable[[Scheduler], Any], Future[Any]]] = deque()
         self._changed = threading.Condition()
         self._stopping: str | None = None
         self._failures = 0
@@ -113,6 +119,20 @@ class Worker:
             self._inbox.append((ticket, replace(request, on_step=tell)))
             self._changed.notify()
         return ticket
+
+    def aside(self, work: Callable[[Scheduler], T]) -> Future[T]:
+        """Have something done in the engine's thread between two steps; any thread may. It must be short, for all wait.
+
+        Raises:
+            Busy: the worker was stopped.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._stopping is not None:
+                raise Busy("the engine is stopping", remedy="ask again when it runs")
+            self._asides.append((work, future))
+            self._changed.notify()
+        return future
 
     def cancel(self, ticket: Ticket) -> None:
         """See `Ticket.cancel`."""
@@ -155,22 +175,38 @@ class Worker:
         torch.set_num_threads(self._threads)
         while True:
             with self._changed:
-                while not self._inbox and self.engine.scheduler.idle and self._stopping is None:
+                while not self._inbox and not self._asides and self.engine.scheduler.idle and self._stopping is None:
                     self._changed.wait()
                 if self._stopping == "cancel":
                     break
                 self._take()
-                if self.engine.scheduler.idle and self._stopping is not None:
+                if self.engine.scheduler.idle and not self._asides and self._stopping is not None:
                     break
             try:
                 with evaluating(self.engine.model):
+                    self._do_aside()
                     self.engine.scheduler.step()
             except Exception as error:
                 self._failures += 1
                 self.engine.scheduler.reset(error)
         with self._changed:
             self._take()
+            while self._asides:
+                self._asides.popleft()[1].cancel()
         self.engine.scheduler.reset()
+
+    def _do_aside(self) -> None:
+        """One of what is to be done between steps, so that callers who wait for many cannot hold up the answers."""
+        with self._changed:
+            found = self._asides.popleft() if self._asides else None
+        if found is None or not found[1].set_running_or_notify_cancel():
+            return
+        work, future = found
+        try:
+            future.set_result(work(self.engine.scheduler))
+        except Exception as error:
+            future.set_exception(error)
+            raise  # its slots are in no known state
 
     def _take(self) -> None:
         """Move what was handed in to the scheduler. The lock is held."""

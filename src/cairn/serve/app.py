@@ -159,7 +159,7 @@ class Server:
         keep = None
         if asked is not None:
             assert self.memory is not None
-            near, vector, refused = await self._made(partial(self.memory.near, asked, job), False)
+            near, vector, refused = await self._made(partial(self.memory.near, asked, job, self.worker), False)
             for _ in range(refused):
                 self.metrics.looked_up("refused")
             self.metrics.looked_up("miss" if near is None else "near")

@@ -1,7 +1,7 @@
-"""Whether an answer that was given to a like question is the answer to this one. Knows models and vectors; keeps nothing.
+"""Which questions are alike: texts to vectors, by a model's hidden states. Knows models; keeps nothing, and decides nothing.
 
-Vectors find a candidate, the served model decides: one pass over the new prompt and the candidate's tokens shows whether the model
-would have chosen every one of them. Vectors alone would not do: a question's likest neighbour asks for another country's capital.
+Vectors find a candidate for an answer; whether it is one the served model says itself (`Memory`). They alone would not do: a question's
+likest neighbour asks for another country's capital.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch import Tensor
 from cairn.model.context import context_length
 from cairn.tokenizer.load import Tokenizer
 
-MARGIN = 0.05
-"""By how much, in nats, each token must beat the next: rounding must not decide. In bf16, ten times as much."""
 LONGEST = 512
 """Tokens of a text that its vector is made of: the last ones."""
 
@@ -53,30 +51,3 @@ class Embedder:
         with torch.inference_mode():
             hidden_1TH = self._body(input_ids=torch.tensor([list(ids)], device=device)).last_hidden_state
             return hidden_1TH[0].float().mean(0).cpu()
-
-
-class Judge:
-    """Says whether a model would have given an answer.
-
-    Args:
-        model: the served model; its weights as they are.
-        vocab: ids from here on are never chosen.
-    """
-
-    def __init__(self, model: Any, vocab: int) -> None:
-        self._model, self._vocab = model, vocab
-        self._margin = MARGIN * (1 if next(model.parameters()).dtype == torch.float32 else 10)
-        self._lock = Lock()
-
-    def would_say(self, prompt: Sequence[int], ids: Sequence[int]) -> bool:
-        """Whether every id is the model's clear choice behind the prompt and the ids before it."""
-        context = context_length(self._model.config)
-        if not prompt or not ids or (context is not None and len(prompt) + len(ids) - 1 > context):
-            return False
-        device = next(self._model.parameters()).device
-        given_1T = torch.tensor([[*prompt, *ids[:-1]]], device=device)
-        with self._lock, torch.inference_mode():
-            logits_TV = self._model(input_ids=given_1T, use_cache=False, logits_to_keep=len(ids)).logits[0, -len(ids) :, : self._vocab]
-            two = logits_TV.float().topk(2)
-        chosen = two.indices[:, 0].cpu() == torch.tensor(list(ids))
-        return bool((chosen & ((two.values[:, 0] - two.values[:, 1]).cpu() >= self._margin)).all())
