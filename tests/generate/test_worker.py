@@ -154,9 +154,19 @@ def test_stopping_answers_or_cancels_what_was_taken(llama: Any, drain: bool, rea
 
 
 def test_what_is_done_aside_comes_between_steps_and_fails_alone(worker: Worker) -> None:
-    ticket = worker.submit(ask(prompts(1, seed=2)[0], LONG))
-    assert worker.aside(lambda scheduler: len(scheduler.running) + len(scheduler.waiting)).result(60) == 1
-    assert len(ticket.result(60).ids) == LONG
+    begun, go = threading.Event(), threading.Event()
+
+    def hold(step: Step) -> None:
+        begun.set()
+        go.wait(60)
+
+    ticket = worker.submit(ask(prompts(1, seed=2)[0], 20), hold)
+    assert begun.wait(60)
+    future = worker.aside(lambda scheduler: len(scheduler.running))
+    assert not future.done(), "done in the middle of a step"
+    go.set()
+    assert future.result(60) == 1
+    assert len(ticket.result(60).ids) == 20
     assert worker.aside(lambda scheduler: scheduler.idle).result(60)
     with pytest.raises(ZeroDivisionError):
         worker.aside(lambda scheduler: 1 / 0).result(60)

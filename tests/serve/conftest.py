@@ -66,7 +66,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folders of tiny models, made once: `talker` (knows a few dialogues), `endless` (never stops), `neox` (not compiled), or a format's name."""
+    """Folders of tiny models, made once: `talker` (knows dialogues), `endless` (never stops), `neox` (not compiled), or a format's name."""
     spec = importlib.util.spec_from_file_location("cairn_test_talker", TALKER)
     assert spec
     assert spec.loader
@@ -78,7 +78,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if name not in made:
             folder = tmp_path_factory.mktemp(name)
             known = name in ("talker", "endless")
-            made[name] = getattr(module, name)(folder) if known else other_family(folder) if name == "neox" else random_model(folder, name)
+            own = other_family if name == "neox" else lambda folder: random_model(folder, name)
+            made[name] = (getattr(module, name) if known else own)(folder)
         return made[name]
 
     threads = torch.get_num_threads()

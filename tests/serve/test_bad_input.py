@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import openai
 import pytest
 
 from .conftest import WAIT, Served
@@ -268,3 +269,74 @@ def test_deep_values_inside_messages_and_tools(served: Served) -> None:
     call["function"]["arguments"] = '{"a": ' + deep + "}"  # type: ignore[index]
     refused(served.post(ask(messages=messages)), 400)
     alive(served)
+
+
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
+MANY = [{"role": ("user", "assistant")[i % 2], "content": "x"} for i in range(1001)]
+WRONG: list[tuple[dict[str, Any], type[openai.APIStatusError]]] = [
+    ({"model": "gpt-4"}, openai.NotFoundError),
+    ({"messages": [{"role": "user", "content": "a" * 5000}]}, openai.BadRequestError),
+    ({"temperature": -1}, openai.BadRequestError),
+    ({"max_completion_tokens": 10**18}, openai.BadRequestError),
+    ({"seed": -(2**200)}, openai.BadRequestError),
+    ({"messages": [{"role": "user", "content": "a" * 10_000_000}]}, openai.APIStatusError),
+    (schema({"$ref": "#"}), openai.BadRequestError),
+    (schema({"$defs": {"node": NODE}, "$ref": "#/$defs/node"}), openai.BadRequestError),
+    (schema({"type": "string", "allOf": [{"type": "integer"}]}), openai.BadRequestError),
+    ({"extra_body": {"regex": "(a?){5000}a{5000}"}}, openai.BadRequestError),
+    ({"messages": MANY}, openai.BadRequestError),
+    ({"tools": [TOOL, TOOL]}, openai.BadRequestError),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_mistake_is_an_error_of_the_official_client_and_the_next_request_is_served(served: Served, stream: bool) -> None:
+    """A stream's mistake too comes as a status, before the first event."""
+    client = served.client()
+    for fields, kind in WRONG:
+        with pytest.raises(kind) as told:
+            client.chat.completions.create(**{**ask(), **fields}, stream=stream)
+        assert 400 <= told.value.status_code < 500, fields
+        assert told.value.body["message"]  # type: ignore[index]
+        assert client.chat.completions.create(**ask()).usage.completion_tokens <= 3
+    assert served.metric("cairn_in_flight") == 0
+
+
+def test_a_recursive_schema_that_ends_is_served(served: Served) -> None:
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}
+    form = schema({"$defs": {"node": node}, "$ref": "#/$defs/node"})
+    answer = served.post(ask(**{**form, "max_completion_tokens": 60}))
+    assert answer.status_code == 200, answer.text
+    value = json.loads(answer.json()["choices"][0]["message"]["content"])
+    while "next" in value:
+        value = value["next"]
+    assert value == {}
+
+
+def test_callers_who_leave_in_a_crowd_cost_the_others_nothing(serve: Callable[..., Served]) -> None:
+    served = serve("endless")
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "seed": 3, "max_completion_tokens": 60}
+    want = served.client().chat.completions.create(**asked).choices[0].message.content
+    got: list[Any] = []
+
+    def stay() -> None:
+        got.append(served.client().chat.completions.create(**asked).choices[0].message.content)
+
+    def leave() -> None:
+        stream = served.client().chat.completions.create(**{**asked, "max_completion_tokens": 16000}, stream=True)
+        for _, _ in zip(range(3), stream, strict=False):
+            pass
+        stream.close()
+
+    threads = [threading.Thread(target=stay if i % 3 == 0 else leave) for i in range(18)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [want] * 6
+    until = time.monotonic() + WAIT
+    while served.metric("cairn_in_flight") or served.metric("cairn_engine_running"):
+        assert time.monotonic() < until, "somebody is still being answered"
+        time.sleep(0.05)
+    assert served.metric('cairn_answers_total{reason="cancelled"}') == 12
+    assert served.client().chat.completions.create(**asked).choices[0].message.content == want

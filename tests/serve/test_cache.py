@@ -222,7 +222,9 @@ def test_another_model_may_say_what_is_alike(serve: Callable[..., Served], check
     assert near.metric("cairn_response_cache_entries") == 1
 
 
-def test_mistakes(serve: Callable[..., Served], checkpoints: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_mistakes(
+    serve: Callable[..., Served], checkpoints: Callable[[str], Any], capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:  # fmt: skip
     folder = str(checkpoints("talker"))
     for words, told in (
         (["--cache", "nera"], "near"),

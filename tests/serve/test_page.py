@@ -169,6 +169,26 @@ def test_each_token_shows_its_probability_and_alternatives(page: Page) -> None:
     page.shot("probabilities")
 
 
+def test_a_beginning_and_asking_again(page: Page) -> None:
+    assert page.tab.is_visible("#welcome")
+    assert "k2" in page.tab.inner_text("#about") or "format" in page.tab.inner_text("#about")
+    assert page.tab.locator("#ideas button").count() == 4
+    page.shot("welcome")
+    page.say("Hi")
+    assert not page.tab.is_visible("#welcome")
+    page.tab.locator("article.assistant button", has_text="Again").click()
+    page.until("document.querySelectorAll('article').length === 2")
+    _until(lambda: len(page.bodies) == 2)
+    page.answered(1)
+    assert page.bodies[0]["messages"] == page.bodies[1]["messages"]
+    assert page.texts() == ["Hi", "Hello, 친구!"]
+    page.tab.click("#new")
+    assert page.tab.is_visible("#welcome")
+    page.tab.locator("#ideas button", has_text="Call a function").click()
+    page.answered(1)
+    assert page.bodies[-1]["tools"][0]["function"]["name"] == "get_weather"
+
+
 def test_an_answer_is_stopped_on_the_page_and_on_the_server(browser: Any, serve: Callable[..., Served]) -> None:
     served = serve("endless", "--set", "max_answer_tokens=300000")
     page = Page(browser, served)

@@ -53,7 +53,7 @@ def command(
     deterministic: Annotated[
         bool,
         typer.Option(
-            "--deterministic", help="The same request gets the same bytes in any company. Free where the compiled decoder runs, else slower."
+            "--deterministic", help="The same request gets the same bytes in any company; slower, but where the compiled decoder runs."
         ),
     ] = False,
     weights: Weights = None,

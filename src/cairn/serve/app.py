@@ -170,7 +170,10 @@ class Server:
         return Running(self.worker, job, self.metrics, arrived=arrived, deadline=deadline, on_error=_log, on_whole=keep)
 
     async def _made(self, make: Callable[[], T], constrained: bool) -> T:
-        """What takes long before an answer begins, made in a thread: a large prompt or schema must not hold up everybody else's tokens, nor schemas plain prompts."""
+        """What takes long before an answer begins, made in a thread.
+
+        A large prompt or schema must not hold up everybody else's tokens, nor schemas plain prompts.
+        """
         try:
             async with asyncio.timeout(self.limits.compile_seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._slow if constrained else self._quick, make)
@@ -231,7 +234,9 @@ class Server:
         return JSONResponse({"status": "ending" if self.ending else "ok"}, 503 if self.ending else 200)
 
     async def _metrics(self) -> Response:
-        return PlainTextResponse(self.metrics.text(self.worker.stats(), self.in_flight, None if self.memory is None else self.memory.stats()), media_type="text/plain; version=0.0.4")
+        kept = None if self.memory is None else self.memory.stats()
+        text = self.metrics.text(self.worker.stats(), self.in_flight, kept)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def _page(self, request: Request) -> Response:
         name, kind = PAGE[request.url.path]

@@ -20,7 +20,6 @@ from cairn.serve.near import Embedder
 from cairn.serve.running import Running
 from cairn.tokenizer.load import Tokenizer
 
-
 MARGIN = 0.05
 """By how much a token's logit must beat the next where an answer's company matters to its last bits. In bf16, ten times as much."""
 LONGEST = 2048

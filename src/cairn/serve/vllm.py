@@ -84,7 +84,8 @@ def command(vllm: str, asked: Asked) -> tuple[list[str], dict[str, str]]:
     """
     folder = asked.folder
     if (folder / "adapter_config.json").is_file():
-        raise UserError("vLLM is given whole models, and this is an adapter", where=str(folder), remedy="merge it first: cairn merge REF DIR")
+        remedy = "merge it first: cairn merge REF DIR"
+        raise UserError("vLLM is given whole models, and this is an adapter", where=str(folder), remedy=remedy)
     if len(asked.keys) > 1:
         # On a command line every user of the machine could read them; its variable takes one.
         raise UserError("vLLM takes one API key", where="--api-key", remedy="give one, or put a proxy with the keys in front of it")
@@ -93,7 +94,7 @@ def command(vllm: str, asked: Asked) -> tuple[list[str], dict[str, str]]:
     words += ["--max-num-seqs", str(asked.max_batch)] if asked.max_batch is not None else []
     words += ["--speculative-config", json.dumps(_speculation(asked.drafts))] if asked.drafts is not None else []
     words += _chat(folder)
-    added = {"VLLM_API_KEY": key for key in asked.keys}
+    added = {"VLLM_API_KEY": asked.keys[0]} if asked.keys else {}
     if asked.deterministic:
         added["VLLM_BATCH_INVARIANT"] = "1"
     return [*words, *asked.rest], added
