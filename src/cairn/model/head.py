@@ -6,7 +6,7 @@ cross-entropy, Wijmans et al. 2024, in plain torch). Beyond the head's weight an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,10 @@ FEWEST = 128
 """Positions that are made at once at least: a product of fewer costs as much as reading the head's weight."""
 ROWS = 8192
 """Rows of the head's weight whose gradient is added at once."""
+
+
+LossOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(logits (n, V) in fp32 of some positions, which ones of N) → (their losses (n), F figures of each that are only told (n, F))."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +99,51 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("the sum's gradient was already taken; it is computed once and not kept")
-        (dh, dw, db), ctx.gradients = ctx.gradients, None
-        up = grads[0]
-        assert up is not None
-        weight_dtype, bias_dtype = ctx.dtypes
-        # In place: a copy of vocabulary × width would be most of what the loss needs.
-        return (
-            dh.mul_(up.to(dh.dtype)),
-            None if dw is None else dw.mul_(up).to(weight_dtype),
-            None if db is None else db.mul_(up).to(bias_dtype),
-            None, None, None,
-        )  # fmt: skip
+        return *_scaled_once(ctx, grads[0]), None, None, None
+
+
+class _Summed(torch.autograd.Function):
+    """Sum of any losses of the logits at each position; the sum's gradient is computed in the forward, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: Head, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+        total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
+        told: list[Tensor] = []
+        grads = _Gradients(h_ND, weight_VD, bias_V)
+        for whole, parts in _chunks(len(h_ND), weight_VD.shape[0]):
+            for part in parts:
+                z, slope = _chunk_logits(h_ND[part], head)
+                with torch.enable_grad():
+                    z = z.detach().float().requires_grad_()
+                    loss_n, told_nF = loss_of(z, part)
+                    (g,) = torch.autograd.grad(loss_n.sum(), z)
+                total += loss_n.detach().sum()
+                told.append(told_nF.detach())
+                grads.add(whole, part, g, slope, head)
+            grads.end(whole)
+        ctx.gradients = (grads.dh, grads.dw, grads.db)
+        ctx.dtypes = (weight_VD.dtype, bias_V.dtype if bias_V is not None else None)
+        told_NF = torch.cat(told) if told else h_ND.new_zeros(0, 0)
+        ctx.mark_non_differentiable(told_NF)
+        return total, told_NF
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_scaled_once(ctx, grads[0]), None, None
+
+
+def _scaled_once(ctx: Any, up: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The gradients of hidden states, weight and bias that a forward has kept, times what comes in."""
+    if ctx.gradients is None:
+        raise RuntimeError("the sum's gradient was already taken; it is computed once and not kept")
+    (dh, dw, db), ctx.gradients = ctx.gradients, None
+    assert up is not None
+    weight_dtype, bias_dtype = ctx.dtypes
+    # In place: a copy of vocabulary × width would be most of what the loss needs.
+    return (
+        dh.mul_(up.to(dh.dtype)), None if dw is None else dw.mul_(up).to(weight_dtype),
+        None if db is None else db.mul_(up).to(bias_dtype),
+    )  # fmt: skip
 
 
 class _LogProbabilities(torch.autograd.Function):
@@ -228,3 +264,23 @@ def log_probabilities(h_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:
     It costs one more product with the head than `cross_entropy`, whose gradient is known to be a sum's.
     """
     return _LogProbabilities.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head)
+
+
+def summed(h_ND: Tensor, head: Head, loss_of: LossOf) -> tuple[Tensor, Tensor]:
+    """Σ of a loss over N positions, with its gradient, for losses that need more of the logits than a target's probability.
+
+    Args:
+        h_ND: hidden states.
+        head: the output head.
+        loss_of: gives the losses of a chunk of positions; its own operations make the gradient, so nothing in it may work in place on
+            the logits.
+
+    Returns:
+        The sum, fp32; and the figures that `loss_of` tells of each position, detached.
+    """
+    return _Summed.apply(h_ND, head.weight_VD, head.bias_V, head, loss_of)
+
+
+def chunks(positions: int, vocabulary: int) -> Iterator[slice]:
+    """Slices of positions whose logits may be held at once, for whoever makes logits without a gradient."""
+    return (part for _, parts in _chunks(positions, vocabulary) for part in parts)

@@ -10,7 +10,7 @@ from cairn.errors import UserError
 from cairn.ledger.store import Artifact
 from cairn.pipeline.stage import Context
 
-REFERENCE = "reference.safetensors"
+REFERENCE, TEACHER = "reference.safetensors", "teacher.safetensors"
 
 
 def encode_sources(

@@ -13,6 +13,7 @@ from typing import Any
 
 from cairn.errors import UserError
 from cairn.ledger.store import Store, sync_folder, sync_tree
+from cairn.pipeline.companions import give_tokenizer
 from cairn.pipeline.export import check_target
 from cairn.pipeline.resolve import locate, model_folder
 
@@ -79,9 +80,4 @@ def _adapter_folder(ref: str, store: Store) -> Path:
 
 def _give_rest(adapter: Path, base: Path, target: Path) -> None:
     """Tokenizer, template and format beside the weights: the adapter's own where it has them, else its base's."""
-    from cairn.pipeline.stages.train import TOKENIZER_FILES
-
-    source = adapter if (adapter / "tokenizer.json").is_file() else base
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    give_tokenizer(adapter if (adapter / "tokenizer.json").is_file() else base, target)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from cairn.config import Config, checked
 from cairn.errors import UserError, did_you_mean
 from cairn.model.cost import Dimensions, Run, memory, recomputed_blocks
+from cairn.train.distillation import DistillationConfig
 from cairn.train.preference import PreferenceConfig, RewardConfig
 
 
@@ -196,11 +197,13 @@ class Training(Config):
 
     objective: Annotated[str, checked(check_objective)] = "supervised"
     """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are), preference and reward
-    (a prompt's answers are compared)."""
+    (a prompt's answers are compared), distillation (a teacher's distribution is the target)."""
     preference: PreferenceConfig | None = None
     """Of the objective preference: its loss; None: dpo with beta 0.1."""
     reward: RewardConfig | None = None
     """Of the objective reward: its loss; None: Bradley-Terry without a margin."""
+    distillation: DistillationConfig | None = None
+    """Of the objective distillation, which needs it: the teacher, and the divergence from it."""
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give this or `tokens`."""
     tokens: int | None = Field(default=None, gt=0)
@@ -243,7 +246,9 @@ class Training(Config):
 
     @model_validator(mode="after")
     def _objectives_own(self) -> Training:
-        for name in ("preference", "reward"):
+        if self.objective == "distillation" and self.distillation is None:
+            raise ValueError("a distillation needs a teacher: give distillation: {teacher: STAGE}")
+        for name in ("preference", "reward", "distillation"):
             if getattr(self, name) is not None and self.objective != name:
                 raise ValueError(f"`{name}` belongs to the objective {name}, and this one is {self.objective}")
         return self

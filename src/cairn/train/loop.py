@@ -44,7 +44,7 @@ from cairn.train.objectives import load_objective
 from cairn.train.optim import Optimizer, embedding_names
 from cairn.train.preference import Adviser
 from cairn.train.ranks import ALONE, Ranks
-from cairn.train.reference import documents_digest, load, measure, rehearsing, save
+from cairn.train.reference import documents_digest, load, measure, save
 from cairn.train.schedule import factor
 from cairn.train.sharding import fit, lay_out
 from cairn.train.watch import Origins, Tally, Watch, Work, stop_not_finite, stop_without_targets
@@ -148,7 +148,7 @@ class Trainer:
         answers = (length // 4, length // 4) if self.config.compares else ()
         documents = [Encoded(ids[:n], np.ones(n, np.uint8), answers) for n in lengths]
         rehearsal = replace(TorchBatch.of(make_batch(documents, [0] * count), self.device, packed=True), measured=(0.0, 1.0))
-        with kernels.compiled(True), rehearsing(self.objective, documents):
+        with kernels.compiled(True), self.objective.rehearsing(documents):
             self.sharding.loss(rehearsal).total.backward()
         self.model.zero_grad()
         self.progress.note(f"formulas compiled in {time.monotonic() - begun:.0f} s")

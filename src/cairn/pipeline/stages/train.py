@@ -25,7 +25,8 @@ from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
-from cairn.pipeline.documents import REFERENCE, encode_sources, reference_place
+from cairn.pipeline.companions import give_tokenizer
+from cairn.pipeline.documents import REFERENCE, TEACHER, encode_sources, reference_place
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.board import require_tensorboard
 from cairn.train.budget import Budget, resolve
@@ -34,8 +35,6 @@ from cairn.train.config import Training
 if TYPE_CHECKING:
     from cairn.train.loop import Trainer
     from cairn.train.ranks import Ranks
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_format.yaml", "chat_template.jinja", "special_tokens_map.json")
 
 
 class TrainConfig(Training):
@@ -171,6 +170,7 @@ class Train(Stage):
             if context.first:
                 context.store.test_save(trainer.needed_bytes())
             self._give_reference(context, parts, trainer)
+            self._give_teacher(context, parts, trainer)
             resumed = trainer.resume()
             if resumed:
                 context.progress.note(f"goes on from step {resumed}")
@@ -198,6 +198,7 @@ class Train(Stage):
         parts = self._prepare(context)
         trainer = self._trainer(context, parts)
         self._give_reference(context, parts, trainer)
+        self._give_teacher(context, parts, trainer)
         if a:
             trainer.restore(checkpoint.load(recorded.path("checkpoints") / checkpoint.name_of(a)))
         trainer.run(until=b)
@@ -215,9 +216,12 @@ class Train(Stage):
         return {MODEL_FILES[alone], "metrics.jsonl", "mix.json"} | ({REFERENCE} if own else set())
 
     def needs(self, config: Any) -> list[tuple[tuple[str, ...], str, tuple[str, ...]]]:
-        asked = (("init", config.init, MODEL_FILES), ("tokenizer", config.tokenizer, ("tokenizer.json",)),
-                 ("reference", config.reference, (REFERENCE,)))
-        return [((place,), stage, files) for place, stage, files in asked if stage is not None]
+        taught = config.distillation.teacher if config.distillation is not None else None
+        asked: tuple[tuple[tuple[str, ...], str | None, tuple[str, ...]], ...] = (
+            (("init",), config.init, MODEL_FILES), (("tokenizer",), config.tokenizer, ("tokenizer.json",)),
+            (("reference",), config.reference, (REFERENCE,)), (("distillation", "teacher"), taught, (TEACHER, *MODEL_FILES)),
+        )  # fmt: skip
+        return [(place, stage, files) for place, stage, files in asked if stage is not None]
 
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
         """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
@@ -314,6 +318,13 @@ class Train(Stage):
         else:
             trainer.take_reference(parts.encoded, place, parts.adapted.peft.disable_adapter)
 
+    def _give_teacher(self, context: Context, parts: _Parts, trainer: Trainer) -> None:
+        """The teacher, where the objective learns from one."""
+        if context.config.distillation is not None:
+            from cairn.pipeline.teachers import teacher_of
+
+            trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.ranks.device)
+
     def _tokenizer_folder(self, context: Context) -> Path:
         config: TrainConfig = context.config
         if config.tokenizer is not None:
@@ -374,7 +385,7 @@ class Train(Stage):
             shutil.rmtree(out, ignore_errors=True)
             with trainer.ranks.busy():
                 save_model(model, out, stop_ids=sorted(parts.renderer.stop_ids))
-                _give_tokenizer(context.config, parts.folder, out)
+                give_tokenizer(parts.folder, out, context.config.format)
         return {}
 
     def _save_adapter(self, context: Context, trainer: Trainer, parts: _Parts) -> dict[str, Any]:
@@ -394,11 +405,11 @@ class Train(Stage):
                 out = context.draft / name
                 shutil.rmtree(out, ignore_errors=True)
                 save_adapter(parts.adapted, trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
-                _give_tokenizer(context.config, parts.folder, out)
+                give_tokenizer(parts.folder, out, context.config.format)
             if not context.config.adapter.merge:
                 return {}
             difference = merge_folder(out, base, merged)
-            _give_tokenizer(context.config, parts.folder, merged)
+            give_tokenizer(parts.folder, merged, context.config.format)
         return {"merge_difference": difference}
 
 
@@ -406,17 +417,6 @@ def _folders(config: TrainConfig, name: str) -> list[tuple[str, bool]]:
     """Where what was trained is written, and whether as the last weights; the one that counts comes last."""
     both = config.ema is not None and config.ema.use == "both"
     return [*([(f"{name}-last", True)] if both else []), (name, False)]
-
-
-def _give_tokenizer(config: TrainConfig, tokenizer: Path, folder: Path) -> None:
-    """Put tokenizer and format beside a model."""
-    from cairn.chat.format import load_format
-
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    if config.format:
-        _write_format(load_format(config.format), folder)
 
 
 @contextlib.contextmanager
@@ -430,16 +430,6 @@ def _together(context: Context) -> Iterator[Ranks]:
     with context.team.together(context.name, context.key, context.draft, context.progress.close) as ranks:
         context.environment.update(world_size=ranks.world, threads=ranks.threads)
         yield ranks
-
-
-def _write_format(chat_format: Any, folder: Path) -> None:
-    """Put a format of the recipe's own choice into a tokenizer folder, template included."""
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings["chat_template"] = chat_format.template
-    path.write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    (folder / "chat_format.yaml").write_text(chat_format.to_yaml(), encoding="utf-8")
 
 
 def _look(context: Context, tokenizer: Path, source: Source, row: int) -> str:

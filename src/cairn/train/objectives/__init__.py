@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +57,8 @@ class Base:
 
     reference: Any = None
     """What a reference model gives each answer (`cairn.train.reference`), where one is needed."""
+    teacher: Any = None
+    """Who is learnt from (`cairn.train.teacher`), where one is needed."""
 
     def __init__(self, training: Training | None = None) -> None:
         """Most need nothing of it."""
@@ -74,6 +78,11 @@ class Base:
     def gather(self, values_A: Tensor, batch: Any) -> list[float]:
         """Sums of what was measured on the `extra` answers of a micro-batch. Those over the whole step are the batches' `measured`."""
         raise NotImplementedError
+
+    @contextmanager
+    def rehearsing(self, documents: Sequence[Any]) -> Iterator[None]:
+        """A context in which `loss` can be called on these documents of source 0 before the first step, so that it is compiled."""
+        yield
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
         """What a step's line shows of `Loss.metrics`, summed over the global batch."""

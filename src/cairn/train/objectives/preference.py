@@ -5,6 +5,8 @@ The reference's log-probabilities are numbers that were measured before (`train/
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -15,6 +17,7 @@ from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, answer_log_probabilities
 from cairn.train.objectives import Base, Loss
 from cairn.train.preference import PreferenceConfig
+from cairn.train.reference import zeros
 
 
 class Objective(Base):
@@ -74,6 +77,12 @@ class Objective(Base):
             found["reference_point"] = found.pop("reference_point_chosen")
             del found["reference_point_rejected"]
         return found
+
+    @contextmanager
+    def rehearsing(self, documents: Sequence[Any]) -> Iterator[None]:
+        self.reference = zeros(documents)
+        yield
+        self.reference = None
 
     def _live(self, batch: TorchBatch) -> Tensor:
         """1 for each document that has a target; a pass that only keeps the others company has none."""

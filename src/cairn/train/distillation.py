@@ -1,0 +1,39 @@
+"""What a distillation is told. Torch-free; knows no model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cairn.config import Config
+from cairn.ledger.refs import InputPath, StageRef
+
+
+class DistillationConfig(Config):
+    """From whom a student learns, and how it is compared with its teacher at every target."""
+
+    teacher: StageRef | None = None
+    """A stage of kind teacher, whose numbers are read; or one with a model, which computes at every step. Give this or `checkpoint`."""
+    checkpoint: InputPath | None = None
+    """A Hugging Face folder whose model computes at every step."""
+    loss: Literal["forward", "reverse", "jsd"] = "forward"
+    """forward: KL(teacher || student), which covers all that the teacher may say (Hinton et al. 2015). reverse: KL(student || teacher),
+    which keeps to what the teacher says most (MiniLLM, Gu et al. 2023). jsd: between them (generalised Jensen-Shannon; GKD, Agarwal et al.
+    2023)."""
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """jsd: the teacher's share in the mixture that both are compared with."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both sides' logits are divided by it; the divergence is multiplied by its square, so that rates hold (Hinton et al. 2015)."""
+    hard: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the loss that is the data's own -log p of the target."""
+    targets: Literal["supervised", "language_model"] = "supervised"
+    """What is learnt of a dialogue: the assistant's tokens, or every token."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> DistillationConfig:
+        if (self.teacher is None) == (self.checkpoint is None):
+            raise ValueError("give either teacher or checkpoint: who is learnt from")
+        if "beta" in self.model_fields_set and self.loss != "jsd":
+            raise ValueError(f"{self.loss} has no beta; jsd has it")
+        return self
