@@ -101,3 +101,29 @@ def test_a_head_that_differs_is_found(tiny):
     model = tiny()
     model.config.final_logit_softcapping = 0.1  # the model itself does not apply it
     assert not head_agrees(model)
+
+
+@pytest.mark.parametrize("chunk", [33, 1100])
+@pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.5, 4.0, True)])
+def test_a_sum_of_any_losses_of_the_logits(monkeypatch, chunk, scale, softcap, bias):
+    monkeypatch.setattr(room, "LOGITS", chunk)
+    monkeypatch.setattr(room, "FEWEST", 2)
+    draw = torch.Generator().manual_seed(0)
+    h = torch.randn(17, 8, generator=draw, requires_grad=True)
+    w = torch.randn(11, 8, generator=draw, requires_grad=True)
+    b = torch.randn(11, generator=draw, requires_grad=True) if bias else None
+    other, head = torch.randn(17, 11, generator=draw), Head(w, b, scale, softcap)
+    seen = []
+
+    def loss_of(z, part):
+        seen.append(z.shape[0])
+        return (z.softmax(-1) * other[part]).sum(-1) ** 2, torch.stack([z[:, 0], z[:, 1]], -1)
+
+    mine, told = room.summed(h, head, loss_of)
+    assert max(seen) <= max(1, chunk // 11)
+    assert sum(seen) == 17
+    z = head.logits(h)
+    plain = ((z.softmax(-1) * other).sum(-1) ** 2).sum()
+    torch.testing.assert_close(mine, plain)
+    torch.testing.assert_close(told, z[:, :2].detach())
+    _same_gradients(mine * 0.5, plain * 0.5, [x for x in (h, w, b) if x is not None])

@@ -116,6 +116,8 @@ def check_alike(sources: Sequence[Source]) -> Shapes:
         UserError: two differ.
     """
     first = sources[0]
+    for source in sources:
+        source.files()
     configs = [_config(source.folder) for source in sources]
     for source, config in zip(sources, configs, strict=True):
         if "quantization_config" in config:
