@@ -34,6 +34,7 @@ class DistillationConfig(Config):
     def _one_teacher(self) -> DistillationConfig:
         if (self.teacher is None) == (self.checkpoint is None):
             raise ValueError("give either teacher or checkpoint: who is learnt from")
-        if "beta" in self.model_fields_set and self.loss != "jsd":
+        # Against the default, for a record holds every key.
+        if self.beta != type(self).model_fields["beta"].default and self.loss != "jsd":
             raise ValueError(f"{self.loss} has no beta; jsd has it")
         return self

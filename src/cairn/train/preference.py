@@ -41,7 +41,8 @@ class PreferenceConfig(Config):
             raise ValueError(f"{self.loss} has no smoothing; dpo and robust have it")
         if self.loss == "robust" and not self.smoothing:
             raise ValueError("robust without smoothing is dpo: give smoothing, the share of labels that may be wrong")
-        if "gap" in self.model_fields_set and self.loss != "simpo":
+        # Against the default, for a record holds every key.
+        if self.gap != type(self).model_fields["gap"].default and self.loss != "simpo":
             raise ValueError(f"{self.loss} has no gap; simpo has it")
         if self.length_normalised is False and self.loss == "orpo":
             raise ValueError("orpo's odds are those of a mean token: it is always length_normalised")

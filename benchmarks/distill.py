@@ -1,0 +1,194 @@
+"""A student of half the depth: hard labels against a teacher's kept probabilities, over the same rows and as many tokens.
+
+The teacher is pebble's chat model. It is cut to half its layers (stage `prune`), and the cut model is trained twice from there: on the
+rows' own tokens, and on what the teacher says of them (stage `teacher`, objective `distillation`). Rows are few, as they are where a
+teacher is worth most: a student on hard labels learns them by heart. Held-out loss is on texts of another seed and on test dialogues.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from cairn.config import Config
+from cairn.errors import UserError
+from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.bench import Row, call_cairn, missed, row, say, workspace
+
+CLOSED = ">= 0.5"
+STUDENTS = ("hard", "distilled")
+
+
+class Options(Config):
+    """How it is measured."""
+
+    store: Path | None = None
+    """A new or empty folder, kept afterwards; None: a temporary one."""
+    pebble: Path | None = None
+    """A store in which `cairn run pebble` has been run; None: it is run first."""
+    texts: int = Field(250, ge=10)
+    """Pretraining texts that the students see."""
+    dialogues: int = Field(60, ge=1)
+    """Training dialogues of each skill that the students see."""
+    tokens: int = Field(400_000, ge=1000)
+    """Tokens of each training."""
+    rate: float = Field(0.01, gt=0)
+    """Muon's rate, for both; AdamW's and the embedding's are a half and five times of it."""
+    loss: Literal["forward", "reverse", "jsd"] = "forward"
+    """The divergence."""
+    hard: float = Field(0.0, ge=0, lt=1)
+    """The distillation's share of hard labels."""
+    top_k: int = Field(32, ge=1)
+    """Ids that are kept of the teacher's at each target."""
+    held_out: int = Field(400, ge=10)
+    """Texts, and test dialogues of each skill at most, that the held-out loss is measured on."""
+    seed: int = 1
+
+
+def run(options: Options) -> list[Row]:
+    """Measure."""
+    with workspace(options.store, "distill") as place:
+        corpus, teacher = find_pebble(options, place.folder)
+        say("texts of another seed, to be held out")
+        fresh = run_recipe(place.folder, "fresh", {"corpus": {"kind": "corpus", "generator": "pebble"}}, options.seed + 1000)["corpus"]
+        prepare(options, corpus, fresh.path(), place.folder)
+        say("prune, hear the teacher, train twice")
+        stages = run_recipe(place.folder, "students", recipe(options, corpus, teacher, place.folder), options.seed)
+        folders = {"teacher": teacher, **{name: stages[name].path("model") for name in ("half", *STUDENTS)}}
+        losses = {name: losses_of(folder, options, corpus, place.folder) for name, folder in folders.items()}
+        scores = {name: score_of(folder, corpus, place.folder / "answers" / name) for name, folder in folders.items() if name != "half"}
+        rows = [*loss_rows(losses), *score_rows(scores), *cost_rows(stages)]
+        place.keep = place.keep or bool(missed(rows))
+    return rows
+
+
+def find_pebble(options: Options, folder: Path) -> tuple[Path, Path]:
+    """The corpus and the chat model of pebble."""
+    if options.pebble is None:
+        say("cairn run pebble --until chat")
+        call_cairn(["run", "pebble", "--until", "chat", "--store", str(folder / "pebble")])
+    store = Store(options.pebble or folder / "pebble")
+    named = store.named().get("pebble", {})
+    if not {"corpus", "chat"} <= set(named):
+        raise UserError("this store has no pebble", where=str(store.root), remedy="run it: cairn run pebble --store STORE")
+    return Artifact(store.artifacts / named["corpus"]).path(), Artifact(store.artifacts / named["chat"]).path("model")
+
+
+def run_recipe(folder: Path, name: str, stages: dict[str, Any], seed: int) -> dict[str, Artifact]:
+    """Run stages in the workspace's store; their artifacts."""
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"recipe": name, "seed": seed, "stages": stages}, sort_keys=False), encoding="utf-8")
+    call_cairn(["run", str(path), "--store", str(folder / "store"), "--json"])
+    store = Store(folder / "store")
+    return {stage: Artifact(store.artifacts / key) for stage, key in store.named()[name].items()}
+
+
+def prepare(options: Options, corpus: Path, fresh: Path, folder: Path) -> None:
+    """Write the students' texts and the held-out ones, of which none is among those that the teacher or a student saw."""
+    own = (corpus / "pretrain.jsonl").read_text(encoding="utf-8").splitlines()
+    known = {json.loads(line)["text"] for line in own}
+    other = [line for line in (fresh / "pretrain.jsonl").read_text(encoding="utf-8").splitlines() if json.loads(line)["text"] not in known]
+    for name, lines in (("seen", own[: options.texts]), ("held-out", other[: options.held_out])):
+        (folder / f"{name}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def skills_of(corpus: Path) -> list[str]:
+    """The skills that have test dialogues."""
+    return sorted(path.stem for path in (corpus / "test").glob("*.jsonl"))
+
+
+def recipe(options: Options, corpus: Path, teacher: Path, folder: Path) -> dict[str, Any]:
+    """The stages: what is cut, what the teacher says, and the two trainings, which differ in the objective alone."""
+    skills = skills_of(corpus)
+    texts = {"name": "texts", "path": str(folder / "seen.jsonl"), "weight": 0.3 * len(skills)}
+    data = [texts, *({"name": s, "path": str(corpus / "train" / f"{s}.jsonl"), "limit": options.dialogues} for s in skills)]
+    limits = {"data": data, "sequence_length": 512}
+    layers = json.loads((teacher / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    rate = options.rate
+    training = {
+        "kind": "train", "init": "half", **limits, "tokens": options.tokens, "batch_sequences": 4, "precision": "bfloat16",
+        "optimizer": {"kind": "muon", "lr": rate, "adam_lr": rate / 2, "embedding_lr": 5 * rate},
+        "schedule": {"kind": "wsd", "warmup": 0.02, "decay": 0.9},
+    }  # fmt: skip
+    distillation = {"teacher": "heard", "loss": options.loss, "hard": options.hard}
+    return {
+        "half": {"kind": "prune", "checkpoint": str(teacher), "layers": layers // 2, **limits, "documents": 30},
+        "heard": {"kind": "teacher", "checkpoint": str(teacher), **limits, "top_k": options.top_k},
+        "hard": {**training, "objective": "supervised"},
+        "distilled": {**training, "objective": "distillation", "distillation": distillation},
+    }
+
+
+def losses_of(model: Path, options: Options, corpus: Path, folder: Path) -> dict[str, float]:
+    """Mean -log p a token on the held-out texts, and on the answers of the test dialogues of each skill, in nats."""
+    from cairn.data.sources import Source
+    from cairn.evaluate.likelihood import read_likelihood
+    from cairn.evaluate.subject import load_subject
+
+    subject, found = load_subject(model), {}
+    files = {"texts": folder / "held-out.jsonl", **{skill: corpus / "test" / f"{skill}.jsonl" for skill in skills_of(corpus)}}
+    for name, path in files.items():
+        rows = list(Source(name=name, path=str(path), limit=options.held_out).read(path))
+        results = read_likelihood(subject, name, rows, folder / "likelihood" / model.parent.name)
+        found[name] = math.log(next(one.value for one in results if one.metric == "perplexity"))
+    return found
+
+
+def score_of(model: Path, corpus: Path, folder: Path) -> dict[str, float]:
+    """The share of pebble's test questions of each skill that is answered exactly."""
+    from cairn.evaluate.question import read_questions
+    from cairn.evaluate.run import run_suite
+    from cairn.evaluate.subject import load_subject
+    from cairn.evaluate.suite import load_suite
+
+    say(f"questions to {folder.name}")
+    suite = load_suite("pebble")
+    folder.mkdir(parents=True, exist_ok=True)
+    results = run_suite(load_subject(model), suite, read_questions(suite, corpus).rows, folder)
+    return {one.suite.rpartition("/")[2]: one.value for one in results if "/" in one.suite}
+
+
+def closed(hard: float, distilled: float, teacher: float) -> float:
+    """The share of the gap between the teacher and hard labels that distillation closes."""
+    return (hard - distilled) / (hard - teacher)
+
+
+def loss_rows(losses: dict[str, dict[str, float]]) -> list[Row]:
+    """The gaps of the held-out losses."""
+    rows, means = [], {}
+    for name, own in losses.items():
+        answers = [value for skill, value in own.items() if skill != "texts"]
+        means[name] = {"texts": own["texts"], "answers": sum(answers) / len(answers)}
+    for what in ("texts", "answers"):
+        for name, own in means.items():
+            rows.append(row(f"held-out loss on {what}, nats a token: {name}", round(own[what], 4)))
+        share = closed(means["hard"][what], means["distilled"][what], means["teacher"][what])
+        rows.append(row(f"share of the gap in held-out loss on {what} that distillation closes", round(share, 3), CLOSED))
+    return rows
+
+
+def score_rows(scores: dict[str, dict[str, float]]) -> list[Row]:
+    """The exact scores, and the gap of their mean."""
+    means = {name: sum(own.values()) / len(own) for name, own in scores.items()}
+    rows = [row(f"exact answers, mean over skills: {name}", round(value, 4)) for name, value in means.items()]
+    for skill in sorted(scores["hard"]):
+        told = ", ".join(f"{name} {scores[name][skill]:.3f}" for name in scores if name != "distilled")
+        rows.append(row(f"exact answers, {skill} (distilled; {told})", round(scores["distilled"][skill], 4)))
+    share = closed(means["hard"], means["distilled"], means["teacher"])
+    return [*rows, row("share of the gap in exact answers that distillation closes", round(share, 3))]
+
+
+def cost_rows(stages: dict[str, Artifact]) -> list[Row]:
+    """What the students are and cost."""
+    pruned, heard = stages["half"].record.metrics, stages["heard"].record.metrics
+    tokens = {name: stages[name].record.metrics["tokens"] for name in STUDENTS}
+    return [
+        row("parameters of the student as a share of the teacher's", round(pruned["parameters"] / pruned["parameters_before"], 3)),
+        row("the teacher's probability within the kept ids", round(heard["probability_in_top_k"], 5)),
+        row("tokens of the distillation as a share of those on hard labels", tokens["distilled"] / tokens["hard"], "== 1"),
+    ]
