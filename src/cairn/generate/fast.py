@@ -2,14 +2,14 @@
 
 What a model must be like stands in `structure`; the arithmetic in `native/decoder.cpp`. Logits of a token are the same bits whatever
 is computed beside it and however its prompt was cut, so an engine on this runner is deterministic at no cost, and drafts change nothing.
-Knows no request and no sampling.
+A model that is being trained hands its weights over with `renew`. Knows no request and no sampling.
 """
 
 from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cairn.generate import structure
 from cairn.generate.native import build, pack
 from cairn.generate.runner import Piece
+from cairn.model.checksum import checksum
 
 PAGE = 32
 """Tokens of a page of the cache, as in decoder.cpp."""
@@ -75,6 +76,9 @@ class FastRunner:
         self._pages: list[list[int]] = [[] for _ in range(slots)]
         self._table = (ctypes.c_int32 * most)()
         self._keep: list[Any] = [self._table]
+        self._copies: list[tuple[list[Tensor], Callable[[], Sequence[Tensor]]]] = []
+        """Tensors that hold weights, and what makes them out of the model's weights as they are now."""
+        self._parts = parts
         with torch.no_grad():
             shape = self._shape(parts, pages, threads or torch.get_num_threads())
         self._decoder = self._library.decoder_new(ctypes.byref(shape))
@@ -157,6 +161,27 @@ class FastRunner:
 
     # -- the weights --------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Take the model's weights as they are now, into the memory of those before. Slots must be empty: what they hold is of the old ones."""
+        assert not any(self._held), "slots hold what other weights computed"
+        for copies, make in self._copies:
+            for copy, now in zip(copies, make(), strict=True):
+                copy.copy_(now)
+
+    def checksum(self) -> int:
+        """Of the copies that compute; see `weights_checksum`."""
+        return checksum(copy for copies, _ in self._copies for copy in copies)
+
+    def weights_checksum(self) -> int:
+        """Of the model's own weights: equal to `checksum` where the copies hold their numbers, in fp32 or bf16."""
+        return checksum(structure.weights(self._parts))
+
+    def _copy(self, copies: Sequence[Tensor], make: Callable[[], Sequence[Tensor]]) -> list[int]:
+        """Addresses of tensors that were made out of weights by `make`, and are kept alive and renewed with this runner."""
+        self._copies.append((list(copies), make))
+        return [copy.data_ptr() for copy in copies]
+
     def _at(self, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
         """Address of a tensor that is kept alive with this runner."""
         if tensor is None:
@@ -166,13 +191,28 @@ class FastRunner:
         return kept.data_ptr()
 
     def _linear(self, layers: Sequence[nn.Linear], *, gated: bool = False) -> build.Linear:
-        packed = pack.linear([layer.weight for layer in layers], [layer.bias for layer in layers], self.weights, gated=gated)
-        self._keep.append(packed.weight)
-        scale, bias = self._at(packed.scale), self._at(packed.bias)
-        return build.Linear(packed.weight.data_ptr(), scale, bias, packed.rows, packed.k)
+        kind = self.weights  # named here: a maker that knew this runner would keep it alive in a circle
+
+        def make() -> pack.Packed:
+            return pack.linear([layer.weight for layer in layers], [layer.bias for layer in layers], kind, gated=gated)
+
+        packed = make()
+        at = iter(self._copy(packed.tensors, lambda: make().tensors))
+        places = [next(at) if x is not None else None for x in (packed.weight, packed.scale, packed.bias)]
+        return build.Linear(*places, packed.rows, packed.k)
+
+    def _vector(self, weight: Tensor | None, *, to: int = 1) -> int | None:
+        """Address of a vector in fp32, with zeros up to a multiple of `to`."""
+        if weight is None:
+            return None
+
+        def make() -> list[Tensor]:
+            return [pack.padded(weight.detach().float()[None], 1, pack.up(len(weight), to))[0].contiguous()]
+
+        return self._copy(make(), make)[0]
 
     def _gain(self, weight: Tensor) -> int | None:
-        return self._at(pack.padded(weight.detach().float()[None], 1, pack.up(len(weight), 32))[0])
+        return self._vector(weight, to=32)
 
     def _shape(self, parts: structure.Decoder, pages: int, threads: int) -> build.Shape:
         D, H = parts.head_dim, parts.embed_VH.shape[1]
@@ -183,7 +223,7 @@ class FastRunner:
             layer.qkv, layer.out = self._linear([block.q, block.k, block.v]), self._linear([block.out])
             layer.gate_up, layer.down = self._linear([block.gate, block.up], gated=True), self._linear([block.down])
             layer.norm1, layer.norm2 = self._gain(block.norm1), self._gain(block.norm2)
-            layer.q_norm, layer.k_norm = self._at(block.q_norm), self._at(block.k_norm)
+            layer.q_norm, layer.k_norm = self._vector(block.q_norm), self._vector(block.k_norm)
             layer.keys = self._at(torch.empty(entries * D, dtype=dtype), dtype)
             layer.values = self._at(torch.empty(entries * pack.up(D, 16), dtype=dtype), dtype)
             layer.window = block.window
@@ -195,7 +235,7 @@ class FastRunner:
             layers=len(layers), hidden=H, heads=parts.heads, kv_heads=parts.kv_heads, head_dim=D,
             inner=parts.blocks[0].gate.weight.shape[0], capacity=self.capacity, max_rows=self.max_rows, threads=threads,
             embed_bf16=parts.embed_VH.dtype == torch.bfloat16, eps=parts.eps, scaling=parts.scaling,
-            embed=self._at(parts.embed_VH, parts.embed_VH.dtype),
+            embed=self._copy([parts.embed_VH.detach().contiguous()], lambda: [parts.embed_VH.detach()])[0],
             cos=self._at(cos_TD[:, : D // 2]), sin=self._at(sin_TD[:, : D // 2]),
             pages=ctypes.addressof(self._table), norm=self._gain(parts.norm), head=head, layer=layers,
         )  # fmt: skip

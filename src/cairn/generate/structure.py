@@ -56,6 +56,16 @@ class Decoder:
     scaling: float
 
 
+def weights(parts: Decoder) -> list[Tensor]:
+    """Every weight and bias of a decoder; a tied embedding twice, for it is the head too."""
+    found = [parts.embed_VH, parts.norm]
+    layers = [parts.head]
+    for block in parts.blocks:
+        found += [w for w in (block.norm1, block.norm2, block.q_norm, block.k_norm) if w is not None]
+        layers += [block.q, block.k, block.v, block.out, block.gate, block.up, block.down]
+    return found + [w for layer in layers for w in (layer.weight, layer.bias) if w is not None]
+
+
 def _need(found: bool, what: str) -> None:
     if not found:
         raise Unlike(what)

@@ -197,7 +197,8 @@ class Training(Config):
 
     objective: Annotated[str, checked(check_objective)] = "supervised"
     """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are), preference and reward
-    (a prompt's answers are compared), distillation (a teacher's distribution is the target)."""
+    (a prompt's answers are compared), distillation (a teacher's distribution is the target), grpo (answers are the model's own, with rewards:
+    the stage kind grpo)."""
     preference: PreferenceConfig | None = None
     """Of the objective preference: its loss; None: dpo with beta 0.1."""
     reward: RewardConfig | None = None
@@ -274,11 +275,6 @@ class Training(Config):
     @property
     def total_steps(self) -> int:
         return self.steps if self.steps is not None else -(-int(self.tokens or 0) // self.step_tokens)
-
-    @property
-    def compares(self) -> bool:
-        """Whether a prompt's answers are compared."""
-        return self.objective in ("preference", "reward")
 
     @property
     def needs_reference(self) -> bool:

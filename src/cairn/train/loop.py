@@ -83,7 +83,7 @@ class Trainer:
         self.model = model.to(self.device).train()
         self.stream, self.total = stream, config.total_steps
         self.objective = load_objective(config.objective, config)
-        self.adviser = Adviser() if config.compares else None
+        self.adviser = self._adviser()
         if self.objective.head == "language" and not head_agrees(self.model.eval()):
             raise UserError(
                 f"the family '{model.config.model_type}' scales its logits in a way that is not known here", where="model",
@@ -94,7 +94,7 @@ class Trainer:
         self.plain_attention = model.config._attn_implementation
         verdict = try_packing(self.model, config.attention, longest=config.sequence_length, dtype=dtype_of(config.compute))
         self.packed = verdict.packs
-        if self.packed and config.compares and not answers_agree(self.model):
+        if self.packed and self.objective.targets == "answers" and not answers_agree(self.model):
             verdict, self.packed = Verdict(False, "its second answers would not stand right behind the prompt"), False
             self.model.set_attn_implementation(self.plain_attention)
         if verdict.note:
@@ -124,6 +124,9 @@ class Trainer:
         self.writer = checkpoint.Writer(folder / "metrics.jsonl")
         self.watch: Watch | None = None
 
+    def _adviser(self) -> Adviser | None:
+        return Adviser(self.objective.rules) if self.objective.rules else None
+
     def _pays_to_compile(self) -> bool:
         """Whether the formulas are compiled: a function of the configuration, and of whether this machine can."""
         config = self.config
@@ -145,7 +148,7 @@ class Trainer:
         count = max(2, self.config.sequence_length * self.config.batch_sequences // length)
         ids = np.arange(count * length) % self.model.get_input_embeddings().weight.shape[0]
         lengths = [length - i % 3 for i in range(count)]
-        answers = (length // 4, length // 4) if self.config.compares else ()
+        answers = (length // 4, length // 4) if self.objective.targets == "answers" else ()
         documents = [Encoded(ids[:n], np.ones(n, np.uint8), answers) for n in lengths]
         rehearsal = replace(TorchBatch.of(make_batch(documents, [0] * count), self.device, packed=True), measured=(0.0, 1.0))
         with kernels.compiled(True), self.objective.rehearsing(documents):
@@ -256,8 +259,8 @@ class Trainer:
         keep, self.last_save = self.config.checkpoints, time.monotonic()
         before = [json.loads(line) for line in self._metric_lines()[: self.step]]
         losses = [line["loss"] for line in before]
+        self.adviser = self._adviser()
         if self.adviser is not None:
-            self.adviser = Adviser()
             for line in before:
                 self.adviser.see(line["objective"])
         with self._watching(until, losses), checkpoint.closing(self.writer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -97,10 +98,15 @@ class RewardConfig(Config):
 # -- words ------------------------------------------------------------------------------------------------------------
 
 
+Rules = Mapping[str, Callable[[dict[str, float], int], str]]
+"""Name: (means over the last steps, number of steps) → what is to be said, or nothing."""
+
+
 class Adviser:
     """Tells from the figures of steps what goes wrong, each thing once. A function of the lines that it is shown."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
         self.recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self.steps = 0
         self.told: list[dict[str, Any]] = []
@@ -112,7 +118,7 @@ class Adviser:
         if len(self.recent) < WINDOW:
             return []
         known = {one["what"] for one in self.told}
-        found = {name: text for name, rule in RULES.items() if name not in known and (text := rule(self._means(), self.steps))}
+        found = {name: text for name, rule in self.rules.items() if name not in known and (text := rule(self._means(), self.steps))}
         self.told += [{"what": name, "step": self.steps, "text": text} for name, text in found.items()]
         return list(found.values())
 
@@ -160,4 +166,4 @@ def _far(means: dict[str, float], steps: int) -> str:
     )
 
 
-RULES = {"chosen falls": _falling, "margin at zero": _flat, "length grows": _longer, "far from the reference": _far}
+RULES: Rules = {"chosen falls": _falling, "margin at zero": _flat, "length grows": _longer, "far from the reference": _far}

@@ -31,6 +31,11 @@ class Packed:
     rows: int
     k: int
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [x for x in (self.weight, self.scale, self.bias) if x is not None]
+
 
 def up(n: int, to: int) -> int:
     """The next multiple of `to`."""

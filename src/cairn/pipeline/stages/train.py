@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import model_validator
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 class TrainConfig(Training):
     """Training, and where model, tokenizer and rows come from."""
 
+    asks: ClassVar[bool] = False
+    """Whether what is learnt are answers that the model gives during the training."""
     model: ModelConfig | None = None
     """The shape of a fresh model. Give this, `init` or `checkpoint`."""
     init: StageRef | None = None
@@ -70,6 +72,8 @@ class TrainConfig(Training):
             raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
         if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
             raise ValueError("a reward model is trained whole, from a model: give init or checkpoint, and no adapter")
+        if self.objective == "grpo" and not self.asks:
+            raise ValueError("the objective grpo learns from the model's own answers: make it a stage of kind grpo")
         if self.model is not None and self.adapter is not None:
             raise ValueError("an adapter needs a trained model: give init or checkpoint")
         if (self.model is not None or self.budget is not None) and self.tokenizer is None:
@@ -119,7 +123,7 @@ class TrainConfig(Training):
 
 
 @dataclass
-class _Parts:
+class Parts:
     """What a training is built from."""
 
     folder: Path
@@ -169,8 +173,7 @@ class Train(Stage):
             trainer = self._trainer(context, parts, ranks)
             if context.first:
                 context.store.test_save(trainer.needed_bytes())
-            self._give_reference(context, parts, trainer)
-            self._give_teacher(context, parts, trainer)
+            self._equip(context, parts, trainer)
             resumed = trainer.resume()
             if resumed:
                 context.progress.note(f"goes on from step {resumed}")
@@ -197,8 +200,7 @@ class Train(Stage):
             raise UserError(f"the interval {a}:{b} is empty", remedy="give A:B with A < B")
         parts = self._prepare(context)
         trainer = self._trainer(context, parts)
-        self._give_reference(context, parts, trainer)
-        self._give_teacher(context, parts, trainer)
+        self._equip(context, parts, trainer)
         if a:
             trainer.restore(checkpoint.load(recorded.path("checkpoints") / checkpoint.name_of(a)))
         trainer.run(until=b)
@@ -252,22 +254,18 @@ class Train(Stage):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, context: Context) -> _Parts:
+    def _prepare(self, context: Context) -> Parts:
         """Everything that is checked and built before ranks come together; rank 0 encodes the rows, the others read what it wrote."""
         from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
-        from cairn.data import shelf
         from cairn.model.adapter import attach
         from cairn.model.determinism import deterministic
         from cairn.model.nf4 import count_weights
         from cairn.tokenizer.load import Tokenizer
-        from cairn.train.objectives import load_objective
         from cairn.train.optim import check_groups
-        from cairn.train.watch import Origins
 
         config: TrainConfig = context.config
         deterministic()
-        objective = load_objective(config.objective, config)
         folder = self._tokenizer_folder(context)
         tokenizer = Tokenizer.load(folder)
         chat_format = load_format(config.format or folder)
@@ -278,21 +276,29 @@ class Train(Stage):
         context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
         # Before the rows are read, which may take long.
         check_groups(config.optimizer.groups, [name for name, p in model.named_parameters() if p.requires_grad])
+        encoded, origins, counters = self._rows(context, folder, renderer, tokenizer)
+        return Parts(folder, renderer, model, adapted, encoded, origins, counters, parameters, trained)
+
+    def _rows(self, context: Context, folder: Path, renderer: Any, tokenizer: Any) -> tuple[list[list[Any]], Any, dict[str, Any]]:
+        """Documents of each source, where they came from, and what became of the rows."""
+        from cairn.data import shelf
+        from cairn.train.objectives import load_objective
+        from cairn.train.watch import Origins
+
+        config: TrainConfig = context.config
         shelved, rows = context.draft / "resume" / "rows", None
         counters: dict[str, Any] = {}
         if context.first:
-            targets = {"all": "language_model", "mask": "supervised", "answers": "answers"}[objective.targets]
+            targets = {"all": "language_model", "mask": "supervised", "answers": "answers"}[load_objective(config.objective, config).targets]
             encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, targets, mismatched=config.mismatched)
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if context.several:
                 shelf.put(shelved, encoded)
         else:
             encoded = shelf.take(shelved)
-        origins = Origins([s.name for s in config.data], rows, lambda source, row: _look(context, folder, config.data[source], row))
-        return _Parts(folder, renderer, model, adapted, encoded, origins, counters, parameters, trained)
+        return encoded, Origins([s.name for s in config.data], rows, lambda s, row: show_row(context, folder, config.data[s], row)), counters
 
-    def _trainer(self, context: Context, parts: _Parts, ranks: Ranks | None = None) -> Trainer:
-        from cairn.data.batches import PackedStream
+    def _trainer(self, context: Context, parts: Parts, ranks: Ranks | None = None) -> Trainer:
         from cairn.ledger import seeds
         from cairn.model.determinism import deterministic
         from cairn.train.loop import Trainer
@@ -303,13 +309,25 @@ class Train(Stage):
         if ranks.threads is not None:
             deterministic(ranks.threads)
         seed = seeds.seed(context.seed, "train")
-        weights = [s.weight for s in config.data]
-        stream = PackedStream(parts.encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        stream = self._stream(context, parts, ranks, seed)
         return Trainer(parts.model, stream, config, context.draft, context.progress, ranks, seed=seed, origins=parts.origins)
 
-    def _give_reference(self, context: Context, parts: _Parts, trainer: Trainer) -> None:
-        """The reference's log-probabilities, where the loss asks for them: of a stage, or of the weights before the first step."""
+    def _stream(self, context: Context, parts: Parts, ranks: Ranks, seed: int) -> Any:
+        """The batches, one a step."""
+        from cairn.data.batches import PackedStream
+
         config: TrainConfig = context.config
+        weights = [s.weight for s in config.data]
+        return PackedStream(parts.encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+
+    def _equip(self, context: Context, parts: Parts, trainer: Trainer) -> None:
+        """The teacher, where the objective learns from one; the reference's log-probabilities, where the loss asks for them: of a stage, or
+        of the weights before the first step."""
+        config: TrainConfig = context.config
+        if config.distillation is not None:
+            from cairn.pipeline.teachers import teacher_of
+
+            trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.ranks.device)
         if not config.needs_reference:
             return
         place = reference_place(context.inputs[config.reference] if config.reference is not None else None, context.draft)
@@ -317,13 +335,6 @@ class Train(Stage):
             trainer.take_reference(parts.encoded, place)
         else:
             trainer.take_reference(parts.encoded, place, parts.adapted.peft.disable_adapter)
-
-    def _give_teacher(self, context: Context, parts: _Parts, trainer: Trainer) -> None:
-        """The teacher, where the objective learns from one."""
-        if context.config.distillation is not None:
-            from cairn.pipeline.teachers import teacher_of
-
-            trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.ranks.device)
 
     def _tokenizer_folder(self, context: Context) -> Path:
         config: TrainConfig = context.config
@@ -374,7 +385,7 @@ class Train(Stage):
             )  # fmt: skip
         return model
 
-    def _save_model(self, context: Context, trainer: Trainer, parts: _Parts) -> dict[str, Any]:
+    def _save_model(self, context: Context, trainer: Trainer, parts: Parts) -> dict[str, Any]:
         from cairn.model.load import save_model
 
         for name, last in _folders(context.config, "model"):
@@ -388,7 +399,7 @@ class Train(Stage):
                 give_tokenizer(parts.folder, out, context.config.format)
         return {}
 
-    def _save_adapter(self, context: Context, trainer: Trainer, parts: _Parts) -> dict[str, Any]:
+    def _save_adapter(self, context: Context, trainer: Trainer, parts: Parts) -> dict[str, Any]:
         """Write `adapter/` and, unless the recipe says no, `model/` merged; figures for the record."""
         from cairn.ledger.digest import folder_digest
         from cairn.model.adapter import merge_folder, save_adapter
@@ -432,7 +443,7 @@ def _together(context: Context) -> Iterator[Ranks]:
         yield ranks
 
 
-def _look(context: Context, tokenizer: Path, source: Source, row: int) -> str:
+def show_row(context: Context, tokenizer: Path, source: Source, row: int) -> str:
     """The command that shows a row of a source as training saw it."""
     words = ["cairn", "tokens", str(tokenizer), str(context.place(source)), "--row", str(row)]
     words += ["--reader", source.reader] if source.reader != "auto" else []

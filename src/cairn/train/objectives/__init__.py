@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +59,8 @@ class Base:
     """What a reference model gives each answer (`cairn.train.reference`), where one is needed."""
     teacher: Any = None
     """Who is learnt from (`cairn.train.teacher`), where one is needed."""
+    rules: Mapping[str, Callable[[dict[str, float], int], str]] = {}
+    """What is looked out for in its figures, by name (`cairn.train.preference.Adviser`)."""
 
     def __init__(self, training: Training | None = None) -> None:
         """Most need nothing of it."""

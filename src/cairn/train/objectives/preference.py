@@ -16,7 +16,7 @@ from cairn.train.comparisons import Pairs, kto_losses, log_odds, pair_figures, p
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, answer_log_probabilities
 from cairn.train.objectives import Base, Loss
-from cairn.train.preference import PreferenceConfig
+from cairn.train.preference import RULES, PreferenceConfig
 from cairn.train.reference import zeros
 
 
@@ -24,6 +24,7 @@ class Objective(Base):
     """A prompt's answers against each other; the loss is a mean over prompts."""
 
     targets: Literal["all", "mask", "answers"] = "answers"
+    rules = RULES
 
     def __init__(self, training: Training | None = None) -> None:
         self.config = (training.preference if training is not None else None) or PreferenceConfig()

@@ -16,13 +16,14 @@ from cairn.train.comparisons import Pairs, pair_figures, pair_sums, plackett_luc
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, hidden_states
 from cairn.train.objectives import Base, Loss
-from cairn.train.preference import RewardConfig
+from cairn.train.preference import RULES, RewardConfig
 
 
 class Objective(Base):
     """Rewards of a prompt's answers in the order of their ranks; the loss is a mean over prompts."""
 
     targets: Literal["all", "mask", "answers"] = "answers"
+    rules = RULES
     head = "reward"
 
     def __init__(self, training: Training | None = None) -> None:
