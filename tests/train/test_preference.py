@@ -24,7 +24,7 @@ from cairn.model.packing import answers_agree, try_packing
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, answer_log_probabilities, hidden_states
 from cairn.train.loop import Trainer, read_metrics
-from cairn.train.preference import WINDOW, Adviser, PreferenceConfig
+from cairn.train.preference import RULES, WINDOW, Adviser, PreferenceConfig
 
 LOSSES = {
     "dpo": {}, "dpo smoothed": {"loss": "dpo", "smoothing": 0.1}, "dpo normalised": {"loss": "dpo", "length_normalised": True}, "ipo": {},
@@ -328,7 +328,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_goes_wrong_is_said_once_in_plain_words(name):
     figures, words = WRONG[name]
-    adviser = Adviser()
+    adviser = Adviser(RULES)
     said = [text for _ in range(4 * WINDOW) for text in adviser.see({**GOOD, **figures})]
     assert len(said) == 1
     assert words in said[0]
@@ -336,7 +336,7 @@ def test_what_goes_wrong_is_said_once_in_plain_words(name):
 
 
 def test_nothing_is_said_where_all_is_well():
-    adviser = Adviser()
+    adviser = Adviser(RULES)
     assert not [text for _ in range(4 * WINDOW) for text in adviser.see(GOOD)]
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from cairn.train.rollouts import Reference
 
 ROLLOUTS = "rollouts.jsonl"
-ELSEWHERE = ("model", "budget", "tokenizer", "tokens", "accumulate", "overlong", "reference", "preference", "reward", "mup")
+ELSEWHERE = ("model", "budget", "tokenizer", "tokens", "accumulate", "overlong", "reference", "preference", "reward")
 """Keys of a training that have no meaning here."""
 MetricName = Annotated[str, checked(get_metric)]
 
@@ -57,7 +57,8 @@ class GrpoConfig(TrainConfig):
     @model_validator(mode="after")
     def _fits_rewards(self) -> GrpoConfig:
         for name in ELSEWHERE:
-            if name in self.model_fields_set:
+            # By their values: a configuration that comes back from a record names every key.
+            if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"a stage of kind grpo has no {name}")
         if self.rollouts.max_new_tokens >= self.sequence_length:
             raise ValueError(f"answers of {self.rollouts.max_new_tokens} tokens leave no room for a prompt in {self.sequence_length}")
