@@ -163,7 +163,7 @@ class FastRunner:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Take the model's weights as they are now, into the memory of those before. Slots must be empty: what they hold is of the old ones."""
+        """Take the model's weights as they are now, into the memory of those before. Slots must be empty: they hold what those computed."""
         assert not any(self._held), "slots hold what other weights computed"
         for copies, make in self._copies:
             for copy, now in zip(copies, make(), strict=True):

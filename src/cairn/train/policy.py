@@ -53,14 +53,14 @@ class RolloutConfig(Config):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the draws; the policy that is trained is the one that they come from, so it divides the logits in training too."""
+    """Of the draws; what is trained is the policy that they come from, so it divides the logits in training too."""
     unfinished: Literal["zero", "score"] = "zero"
     """The reward of an answer that was cut at max_new_tokens: 0, or what the metric says."""
     max_batch: int = Field(default=256, ge=1)
     """Answers that are generated together at most."""
     forward: Literal["auto", "compiled", "own"] = "auto"
-    """What generates. own: the model's own forward. compiled: the compiled one (CPU, decoders of known structure), which holds a copy of the
-    weights that is renewed before every round. auto: compiled where it runs."""
+    """What generates. own: the model's own forward. compiled: the compiled one (CPU, decoders of known structure), which holds a copy of
+    the weights that is renewed before every round. auto: compiled where it runs."""
 
     @model_validator(mode="after")
     def _shares(self) -> RolloutConfig:
@@ -108,7 +108,8 @@ def _cut(means: dict[str, float], steps: int) -> str:
 def _narrow(means: dict[str, float], steps: int) -> str:
     if means["entropy"] > 0.01 or means["without_variance"] >= 0.8:
         return ""
-    return f"the answers hardly vary any more (entropy {means['entropy']:.2g} nats a token): raise clip_high, temperature or kl, or lower the rate"
+    what = f"the answers hardly vary any more (entropy {means['entropy']:.2g} nats a token)"
+    return f"{what}: raise clip_high, temperature or kl, or lower the rate"
 
 
 def _clipped(means: dict[str, float], steps: int) -> str:
@@ -122,8 +123,8 @@ def _far(means: dict[str, float], steps: int) -> str:
     if means.get("kl", 0.0) < 0.5:
         return ""
     return (
-        f"the model is far from its reference (KL estimate {means['kl']:.2g} nats a token): what it learnt before may be lost. A higher kl or "
-        "a lower rate keep it near"
+        f"the model is far from its reference (KL estimate {means['kl']:.2g} nats a token): what it learnt before may be lost. A higher kl "
+        "or a lower rate keep it near"
     )
 
 

@@ -219,14 +219,13 @@ class Rollouts:
         numbers = range(number * count, (number + 1) * count)
         own = [(n, *self.mix.row_at(n)) for n in numbers[asking.ranks.rank :: asking.ranks.world]]
         asked = [(n, asking.prompts[source][row]) for n, source, row in own]
-        requests = [
-            Request(prompt.ids, self.sampling, asking.stop_ids, index=n, sample=k) for n, prompt in asked for k in range(self.rollouts.answers)
-        ]
+        each = range(self.rollouts.answers)
+        requests = [Request(prompt.ids, self.sampling, asking.stop_ids, index=n, sample=k) for n, prompt in asked for k in each]
         completions, weights = self.live.generate(requests)
         answered = iter(completions)
         groups = []
         for n, prompt in asked:
-            answers = [self._answer(prompt, next(answered), k) for k in range(self.rollouts.answers)]
+            answers = [self._answer(prompt, next(answered), k) for k in each]
             groups.append(Group(n, prompt, answers, advantages([answer.reward for answer in answers], asking.policy)))
         self._measure(groups)
         every = sorted((group for part in asking.ranks.collect(groups) for group in part), key=lambda group: group.number)
@@ -261,7 +260,7 @@ class Rollouts:
             what = f"in {number + 1} rounds of {len(groups)} prompts all {self.rollouts.answers} answers to each got the same reward"
             what += f", such as {reward:g}"
             if number + 1 >= PATIENCE:
-                remedy = "look at rollouts.jsonl: is the metric the right one, are the prompts too hard or too easy, is max_new_tokens too short?"
+                remedy = "look at the rollouts: is the metric the right one, are the prompts too hard or too easy, max_new_tokens too few?"
                 raise UserError(what, where=str(self.path), remedy=remedy)
             self.asking.progress.note(f"{what}: there is nothing to learn")
 

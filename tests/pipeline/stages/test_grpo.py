@@ -191,7 +191,10 @@ def test_two_ranks_change_nothing_but_rounding(recipe):
         capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert rollouts("one")[:8] == [line | {"reference": one["reference"]} for line, one in zip(rollouts("two")[:8], rollouts("one"), strict=False)]
+    for one, two in zip(rollouts("one")[:8], rollouts("two")[:8], strict=True):
+        # What is measured may be rounded otherwise: the ranks cut their passes at other places.
+        assert two.pop("reference") == pytest.approx(one.pop("reference"), rel=1e-4)
+        assert one == two
     for one, two in zip(lines("one")[:2], lines("two")[:2], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3, abs=1e-5)
         assert two["objective"]["reward"] == one["objective"]["reward"]

@@ -198,8 +198,8 @@ class Grpo(Train):
             return base
         model = load_model(self._start(context), "float32").to(trainer.device)
         assert prepare(model, trainer.config.compute, trainer.config.sequence_length) == trainer.packed
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        context.progress.note(f"policy.kl: a frozen copy of the model, {show_bytes(size)}, is held as the reference; an adapter would need none")
+        size = show_bytes(sum(p.numel() * p.element_size() for p in model.parameters()))
+        context.progress.note(f"policy.kl: a frozen copy of the model, {size}, is held as the reference; an adapter would need none")
         return lambda: contextlib.nullcontext(model)
 
 

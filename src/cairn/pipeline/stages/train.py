@@ -289,14 +289,16 @@ class Train(Stage):
         shelved, rows = context.draft / "resume" / "rows", None
         counters: dict[str, Any] = {}
         if context.first:
-            targets = {"all": "language_model", "mask": "supervised", "answers": "answers"}[load_objective(config.objective, config).targets]
-            encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, targets, mismatched=config.mismatched)
+            targets = load_objective(config.objective, config).targets
+            kind = {"all": "language_model", "mask": "supervised", "answers": "answers"}[targets]
+            encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, kind, mismatched=config.mismatched)
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if context.several:
                 shelf.put(shelved, encoded)
         else:
             encoded = shelf.take(shelved)
-        return encoded, Origins([s.name for s in config.data], rows, lambda s, row: show_row(context, folder, config.data[s], row)), counters
+        names = [s.name for s in config.data]
+        return encoded, Origins(names, rows, lambda source, row: show_row(context, folder, config.data[source], row)), counters
 
     def _trainer(self, context: Context, parts: Parts, ranks: Ranks | None = None) -> Trainer:
         from cairn.ledger import seeds

@@ -1,4 +1,4 @@
-"""Training by rewards: answers that were better than their group become likelier, by `PolicyConfig`. Knows batches; no prompt and no metric.
+"""Training by rewards: answers that were better than their group become likelier, by `PolicyConfig`. Knows batches; no metric.
 
 What each answer was worth, and how likely its tokens were before, stands in the groups of the step (`train/rollouts.py`).
 """
