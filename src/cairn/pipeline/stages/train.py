@@ -147,7 +147,7 @@ class Train(Stage):
     """Train a model."""
 
     kind = "train"
-    config = TrainConfig
+    config: ClassVar[type[TrainConfig]] = TrainConfig
 
     def resolve(self, config: Any, others: Mapping[str, Any]) -> Any:
         return config.resolved(getattr(others.get(config.tokenizer), "vocab_size", None))

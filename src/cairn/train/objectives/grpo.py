@@ -19,7 +19,7 @@ from cairn.model.head import Head, head_of, log_probabilities
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, hidden_states
 from cairn.train.objectives import Base, Loss
-from cairn.train.policy import RULES, PolicyConfig, RolloutConfig
+from cairn.train.policy import RULES, PolicyConfig
 
 if TYPE_CHECKING:
     from cairn.train.rollouts import Group
@@ -32,8 +32,8 @@ class Objective(Base):
     rules = RULES
 
     def __init__(self, training: Training | None = None) -> None:
-        self.config = (training.policy if training is not None else None) or PolicyConfig()
-        self.temperature = ((training.rollouts if training is not None else None) or RolloutConfig()).temperature
+        self.config, self.temperature = PolicyConfig(), 1.0
+        """As the stream of rollouts says, when it is bound to the training."""
         self.groups: Mapping[int, Group] = {}
         """Those of the step, by the number of their document; those without variance too, which may be in no batch."""
         self._rehearsal = False
