@@ -55,9 +55,9 @@ def talker(folder: Path) -> Path:
     return folder
 
 
-def endless(folder: Path) -> Path:
+def endless(folder: Path, format: str = "k2") -> Path:
     """A model that babbles on: its stop tokens are never the likeliest."""
-    chat_format = load_format("k2")
+    chat_format = load_format(format)
     tokenizer = byte_tokenizer(chat_format)
     model = _random(tokenizer.vocab_size)
     model.lm_head.weight.data[list(tokenizer.special.values())] = 0

@@ -210,3 +210,26 @@ def test_a_healed_text_is_the_text_continued(model: str, tmp_path: Path) -> None
     assert generate(model, str(tmp_path / "in.txt"), target, "--heal") == 0
     (row,) = read(target)
     assert row["text"] == "Once upon" + row["answer"]
+
+
+def test_attributes_of_the_command_line_go_before_those_of_the_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(endless(tmp_path / "model", "k2_attributes"))
+    rows = [
+        {"messages": [{"role": "user", "content": "Hi", "attributes": {"humor": 1, "quality": 2}}, {"role": "assistant", "content": "Ha"}]},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ha"}, {"role": "user", "content": "And?"}],
+         "attributes": {"toxicity": 1}},
+        {"text": "Once"},
+    ]  # fmt: skip
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert generate(model, str(source), tmp_path / "plain.jsonl") == 0
+    assert generate(model, str(source), tmp_path / "out.jsonl", "--attr", "humor=4", "--attr", "creativity=3") == 0
+    plain, got = read(tmp_path / "plain.jsonl"), read(tmp_path / "out.jsonl")
+    assert got[0]["messages"][0]["attributes"] == {"humor": 4, "quality": 2, "creativity": 3}
+    assert "attributes" not in got[1]["messages"][0]
+    assert got[1]["messages"][2]["attributes"] == {"humor": 4, "creativity": 3}
+    assert got[1]["attributes"] == {"toxicity": 1}
+    assert got[2] == plain[2]
+    for wrong, told in (("humor=9", "from 0 to 4"), ("humour=1", "did you mean 'humor'?"), ("humor", "write name=value")):
+        assert generate(model, str(source), tmp_path / "bad.jsonl", "--attr", wrong) == 2
+        assert told in capsys.readouterr().err

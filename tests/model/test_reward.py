@@ -13,7 +13,7 @@ from cairn.errors import UserError
 from cairn.model.config import ModelConfig
 from cairn.model.load import new_model, save_model
 from cairn.model.packing import try_packing
-from cairn.model.reward import load_reward, reward_from, rewards
+from cairn.model.reward import load_reward, reward_from, rewards, scores
 from cairn.train.forward import TorchBatch
 from cairn.train.objectives.reward import Objective
 
@@ -89,3 +89,24 @@ def test_a_language_model_is_no_reward_model(tmp_path):
 def test_a_family_without_classifier_is_refused(tmp_path):
     with pytest.raises(UserError, match="sequence classifier"):
         reward_from(language(tmp_path / "lm", "granite"), seed=1, pad_id=0)
+
+
+def test_a_predictor_has_a_number_for_each_name(tmp_path):
+    made = reward_from(language(tmp_path / "lm"), seed=3, pad_id=0, labels=["humor", "quality", "toxicity"])
+    save_model(made, tmp_path / "predictor")
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "predictor").eval()
+    assert theirs.config.id2label == {0: "humor", 1: "quality", 2: "toxicity"}
+    assert theirs.config.problem_type == "regression"
+    ours = load_reward(tmp_path / "predictor", labels=["humor", "quality", "toxicity"])
+    for row, found in zip(ROWS, scores(ours, ROWS, batch=2), strict=True):
+        with torch.no_grad():
+            assert found == pytest.approx(theirs(torch.tensor([row])).logits[0].tolist(), abs=1e-5)
+    assert len({round(x, 4) for x in found}) == 3
+    for labels, what in ((["quality", "humor", "toxicity"], "knows the attributes humor, quality"), (None, "no reward model")):
+        with pytest.raises(UserError, match=what):
+            load_reward(tmp_path / "predictor", labels=labels)
+
+
+def test_a_language_model_is_no_predictor(tmp_path):
+    with pytest.raises(UserError, match="no reward model"):
+        load_reward(language(tmp_path / "lm"), labels=["humor"])

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cairn.config import Config, build, parse_yaml, read_yaml
 from cairn.errors import UserError, did_you_mean
@@ -38,6 +39,14 @@ class Attribute(Config):
     """The lowest value allowed."""
     maximum: int = 4
     """The highest value allowed."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Attribute:
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum ({self.minimum}) must be below maximum ({self.maximum})")
+        if not self.minimum <= self.default <= self.maximum:
+            raise ValueError(f"the default ({self.default}) must lie between minimum ({self.minimum}) and maximum ({self.maximum})")
+        return self
 
 
 class Turn(Config):
@@ -130,19 +139,32 @@ class Format(Config):
         Raises:
             UserError: names the attribute and the remedy.
         """
-        for name, value in (attributes or {}).items():
-            known = (self.attributes or {}).get(name)
-            if known is None:
-                remedy = (
-                    did_you_mean(name, self.attributes) if self.attributes else f"the format '{self.name}' has no attributes; remove it"
-                )
-                raise UserError(f"unknown attribute '{name}'", where=f"{where}.{name}", remedy=remedy)
-            if isinstance(value, bool) or not isinstance(value, int) or not known.minimum <= value <= known.maximum:
-                raise UserError(
-                    f"the attribute '{name}' is {value!r}",
-                    where=f"{where}.{name}",
-                    remedy=f"give a whole number from {known.minimum} to {known.maximum} (default {known.default})",
-                )
+        remedy = "" if self.attributes else f"the format '{self.name}' has no attributes; remove it"
+        check_values(self.attributes or {}, attributes, where, remedy)
+
+
+def check_values(schema: Mapping[str, Attribute], values: Mapping[str, Any] | None, where: str = "attributes", remedy: str = "") -> None:
+    """Refuse attributes that a schema does not have, or out of range.
+
+    Args:
+        schema: the attributes by name.
+        values: what is asked for.
+        where: the place of `values`, for errors.
+        remedy: what to do about an unknown one; empty names the nearest ones.
+
+    Raises:
+        UserError: names the attribute and the remedy.
+    """
+    for name, value in (values or {}).items():
+        known = schema.get(name)
+        if known is None:
+            raise UserError(f"unknown attribute '{name}'", where=f"{where}.{name}", remedy=remedy or did_you_mean(name, schema))
+        if isinstance(value, bool) or not isinstance(value, int) or not known.minimum <= value <= known.maximum:
+            raise UserError(
+                f"the attribute '{name}' is {value!r}",
+                where=f"{where}.{name}",
+                remedy=f"give a whole number from {known.minimum} to {known.maximum} (default {known.default})",
+            )
 
 
 def format_names() -> list[str]:
@@ -184,15 +206,19 @@ def _shipped(name: str) -> Format:
     shared = parse_yaml((_DATA / f"{_SHARED}.yaml").read_text(encoding="utf-8"), where="formats/_shared.yaml")
     value = {"name": name, "tool_prompt": shared["tool_prompt"], **parse_yaml(text, where=where)}
     value["escapes"] = [*value.get("escapes", []), *shared["escapes"]]
-    format = build(Format, value, where=where, text=text)
-    body = (_DATA / f"{name}.jinja").read_text(encoding="utf-8")
+    return compose(build(Format, value, where=where, text=text))
+
+
+def compose(format: Format) -> Format:
+    """A shipped format with its template put together anew out of what its fields say."""
+    body = (_DATA / f"{format.name}.jinja").read_text(encoding="utf-8")
     return format.model_copy(update={"template": _macros(format) + body})
 
 
 def _macros(format: Format) -> str:
     """The macros in front of every shipped template, with what the YAML says filled in."""
     assert format.tool_prompt is not None
-    attributes = [[name, attribute.default] for name, attribute in (format.attributes or {}).items()]
+    attributes = ", ".join(f"[{_literal(name)}, {attribute.default}]" for name, attribute in (format.attributes or {}).items())
     escapes = "".join(f" | replace({_literal(m)}, {_literal(m + JOINER)})" for m in format.escapes)
     text = (_DATA / f"{_SHARED}.jinja").read_text(encoding="utf-8")
     if not attributes:
@@ -202,7 +228,7 @@ def _macros(format: Format) -> str:
         "| ESCAPES": escapes.strip(),
         "BEFORE": _literal(format.tool_prompt.before),
         "AFTER": _literal(format.tool_prompt.after),
-        "ATTRIBUTES": json.dumps(attributes),
+        "ATTRIBUTES": f"[{attributes}]",
     }.items():
         text = text.replace(mark, filled)
     return text

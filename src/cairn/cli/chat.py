@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cairn.cli.sampling import (
+    Attr,
     Choice,
     Drafts,
     Dtype,
@@ -43,9 +44,7 @@ def command(
     ref: Annotated[str, typer.Argument(help="recipe/stage, a folder, the start of a key, or a checkpoint's name on the hub.")],
     system: Annotated[str | None, typer.Option("--system", help="The system message.", show_default=False)] = None,
     tools: Annotated[Path | None, typer.Option("--tools", help="JSON file of functions that it may call.", show_default=False)] = None,
-    attr: Annotated[
-        list[str] | None, typer.Option("--attr", help="name=value, for formats with attributes; may be given again.", show_default=False)
-    ] = None,
+    attr: Attr = None,
     once: Annotated[
         str | None, typer.Option("--once", help="Answer this one message and end; - reads it from standard input.", show_default=False)
     ] = None,

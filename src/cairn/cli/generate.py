@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cairn.cli.sampling import (
+    Attr,
     Choice,
     Drafts,
     Dtype,
@@ -49,6 +50,7 @@ def command(
     regex: Regex = None,
     choice: Choice = None,
     tool_choice: ToolChoice = None,
+    attr: Attr = None,
     heal: Annotated[bool, typer.Option("--heal", help="Continue plain text from inside of its last word where a longer one fits.")] = False,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows answered together at most.")] = 64,
     deterministic: Annotated[
@@ -69,7 +71,10 @@ def command(
     \b
     Example:
         cairn generate pebble/chat --in questions.jsonl --out answers.jsonl --max-new-tokens 64
+        cairn generate mine/steered --in questions.jsonl --out answers.jsonl --attr humor=4 --attr verbosity=0
     """
+    from cairn.chat.format import load_format
+    from cairn.generate.dialogue import Dialogue
     from cairn.ledger.progress import make_progress
     from cairn.pipeline.answers import answer_file
     from cairn.pipeline.resolve import model_folder
@@ -77,9 +82,13 @@ def command(
     sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     hold = make_hold(schema, regex, choice, tool_choice, heal)
     model = model_folder(ref, open_store(store))
+    asked = Dialogue()
+    for text in attr or ():
+        asked.set_attribute(load_format(format or str(model)), text)
     report = answer_file(
         model, source, target, make_progress("generate"), sampling=sampling, stop=stop or [], hold=hold, reader=reader, limit=limit,
-        batch=batch, deterministic=deterministic, format=format, dtype=dtype, weights=weights, drafts=drafts, say=say,
+        batch=batch, deterministic=deterministic, format=format, attributes=asked.attributes, dtype=dtype, weights=weights,
+        drafts=drafts, say=say,
     )  # fmt: skip
     if json:
         print_json(report)

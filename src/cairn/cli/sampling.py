@@ -34,6 +34,9 @@ Regex = Annotated[str | None, typer.Option("--regex", help="Every answer matches
 Choice = Annotated[
     list[str] | None, typer.Option("--choice", help="Every answer is one of these texts; give it again for each.", show_default=False)
 ]
+Attr = Annotated[
+    list[str] | None, typer.Option("--attr", help="name=value, for formats with attributes; may be given again.", show_default=False)
+]
 ToolChoice = Annotated[
     str | None,
     typer.Option(

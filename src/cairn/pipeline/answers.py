@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -41,6 +41,7 @@ def answer_file(
     batch: int = 64,
     deterministic: bool = False,
     format: str | None = None,
+    attributes: Mapping[str, int] | None = None,
     dtype: str = "float32",
     weights: str | None = None,
     drafts: str | None = None,
@@ -61,6 +62,7 @@ def answer_file(
         batch: rows answered together at most.
         deterministic: compute each row by itself, so that no answer can depend on others.
         format: a shipped chat format in place of the model's own.
+        attributes: what the answers are asked to be like, whatever the rows say of it; the rows' other attributes stay.
         dtype: precision of the weights.
         weights, drafts, say: as `cairn.generate.load.load` takes them.
 
@@ -81,12 +83,13 @@ def answer_file(
         model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic, weights=weights, drafts=drafts, say=say
     )
     how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype, "weights": weights}
+    how |= {"attributes": dict(attributes)} if attributes else {}
     options = {"sampling": sampling.model_dump(), "stop": list(stop), "hold": hold and asdict(hold), **how}
     partial = _Partial(target, {**options, "model": _stamps(model), "rows": [_digest(source), reader, limit]})
     progress.start(total, "rows", partial.found)
     begun = time.perf_counter()
     try:
-        rows = islice(_rows(source, reader, limit), partial.found, None)
+        rows = (_asked(row, attributes or {}) for row in islice(_rows(source, reader, limit), partial.found, None))
         tokens = _answer(loaded, rows, sampling, stop, hold, partial, progress)
     finally:
         progress.close()
@@ -105,6 +108,17 @@ def answer_file(
 
 def _rows(source: Path, reader: str, limit: int | None) -> Iterator[dict[str, Any]]:
     return islice(read_rows(source, reader, prompts=True), limit)
+
+
+def _asked(row: dict[str, Any], attributes: Mapping[str, int]) -> dict[str, Any]:
+    """The row with attributes at its last user turn, where they go before the row's; plain text as it is."""
+    users = [i for i, message in enumerate(row.get("messages", ())) if message["role"] == "user"]
+    if not users or not attributes:
+        return row
+    messages = list(row["messages"])
+    last = messages[users[-1]]
+    messages[users[-1]] = {**last, "attributes": {**(last.get("attributes") or {}), **attributes}}
+    return {**row, "messages": messages}
 
 
 def _answer(

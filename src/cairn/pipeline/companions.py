@@ -6,16 +6,19 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cairn.errors import UserError
+
+if TYPE_CHECKING:
+    from cairn.chat.format import Format
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_format.yaml", "chat_template.jinja", "special_tokens_map.json")
 _SAID_ELSEWHERE = ("version", "truncation", "padding", "post_processor", "decoder")
 """Parts of a tokenizer.json that do not decide which ids a text has here: limits are the recipe's, special tokens the template's."""
 
 
-def give_tokenizer(tokenizer: Path, folder: Path, chat_format: str | None = None) -> None:
+def give_tokenizer(tokenizer: Path, folder: Path, chat_format: str | Format | None = None) -> None:
     """Put tokenizer and format beside a model, or another format in place of the tokenizer's own."""
     from cairn.chat.format import load_format
 
@@ -23,10 +26,10 @@ def give_tokenizer(tokenizer: Path, folder: Path, chat_format: str | None = None
         if (tokenizer / name).is_file():
             shutil.copyfile(tokenizer / name, folder / name)
     if chat_format:
-        _write_format(load_format(chat_format), folder)
+        _write_format(load_format(chat_format) if isinstance(chat_format, str) else chat_format, folder)
 
 
-def _write_format(chat_format: Any, folder: Path) -> None:
+def _write_format(chat_format: Format, folder: Path) -> None:
     """Put a format of the recipe's own choice into a tokenizer folder, template included."""
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cairn.chat.format import Attribute
+from cairn.data.labels import answers
+from cairn.data.rows import Row
+from cairn.data.shares import Part, weights
+from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.ledger.store import Artifact
 from cairn.pipeline.stage import Context
@@ -14,11 +20,12 @@ REFERENCE, TEACHER = "reference.safetensors", "teacher.safetensors"
 
 
 def encode_sources(
-    context: Context, renderer: Any, tokenizer: Any, objective: str, *, mismatched: bool = False
+    context: Context, renderer: Any, tokenizer: Any, objective: str, *, mismatched: bool = False,
+    on_row: Callable[[Source, Row], None] = lambda source, row: None,
 ) -> tuple[list[Any], list[Any], dict[str, Any], dict[str, Any]]:
     """Every source's documents, the row that each came from (from 1), the mix table and what became of the rows.
 
-    The stage's configuration has `data`, `sequence_length` and `overlong`.
+    The stage's configuration has `data`, `sequence_length` and `overlong`; `on_row` is told every row before it is encoded.
     """
     from cairn.data.answers import with_mismatched
     from cairn.data.encode import Counters, encode_rows
@@ -34,9 +41,10 @@ def encode_sources(
         path, count, name = context.place(source), Counters(), source.name
         limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
         told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}
+        rows = (on_row(source, row) or row for row in source.read(path))
         numbers = array("q")
         documents = []
-        for document in encode_rows(source.read(path), renderer, tokenizer, **limits, **told):
+        for document in encode_rows(rows, renderer, tokenizer, **limits, **told):
             documents.append(document)
             numbers.append(count.rows)
         encoded.append(with_mismatched(documents, config.sequence_length, str(path)) if mismatched else documents)
@@ -51,6 +59,45 @@ def encode_sources(
             context.progress.note(f"{name}: {lost}, being longer than {config.sequence_length} tokens")
         context.progress.update(number + 1, rows=count.rows)
     return encoded, origins, table.as_dict(), counters
+
+
+class Look:
+    """What a training has to know of its rows beyond their ids: languages and kinds, and that labels are all there.
+
+    Args:
+        labelled: the sources whose answers must have every attribute.
+        schema: the attributes.
+    """
+
+    def __init__(self, labelled: Sequence[str], schema: Mapping[str, Attribute]) -> None:
+        self.labelled, self.schema = frozenset(labelled), schema
+        self.languages: dict[str, set[str | None]] = {}
+        self.kinds: dict[str, set[str]] = {}
+
+    def __call__(self, source: Source, row: Row) -> None:
+        """Raises:
+        UserError: an answer of a labelled source lacks an attribute: it would be learnt as if it had the default.
+        """
+        self.languages.setdefault(source.name, set()).add(row.get("language"))
+        self.kinds.setdefault(source.name, set()).add("texts" if "text" in row else "dialogues")
+        if source.name not in self.labelled:
+            return
+        for answer in answers(row, self.schema):
+            missing = [name for name in self.schema if name not in answer.labels]
+            if missing:
+                where = f"{source.name}, row {row.get('id', '?')}, messages[{answer.user}].attributes"
+                remedy = "let a stage of kind label fill it in, or take the source out of labelled"
+                raise UserError(f"the attribute '{missing[0]}' is missing", where=where, remedy=remedy)
+
+    def weights(self, config: Any, encoded: Sequence[Sequence[Any]]) -> list[float]:
+        """How often a row of each source is drawn: what the sources say, or what reaches `config.shares`."""
+        if config.shares is None:
+            return [source.weight for source in config.data]
+        parts = [
+            Part(s.name, s.weight, sum(map(len, own)) / len(own), frozenset(self.languages[s.name]), frozenset(self.kinds[s.name]))
+            for s, own in zip(config.data, encoded, strict=True)
+        ]
+        return weights(parts, config.shares)
 
 
 def reference_place(stage: Artifact | None, draft: Path) -> Path:

@@ -198,7 +198,7 @@ class Training(Config):
     objective: Annotated[str, checked(check_objective)] = "supervised"
     """A file of train/objectives: language_model (every token is a target), supervised (the assistant's tokens are), preference and reward
     (a prompt's answers are compared), distillation (a teacher's distribution is the target), grpo (answers are the model's own,
-    with rewards: the stage kind grpo)."""
+    with rewards: the stage kind grpo), attributes (of the stage label)."""
     preference: PreferenceConfig | None = None
     """Of the objective preference: its loss; None: dpo with beta 0.1."""
     reward: RewardConfig | None = None

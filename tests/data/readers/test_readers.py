@@ -41,6 +41,7 @@ SAMPLES = {
     "oasst": {"message_tree_id": "t", "prompt": {"message_id": "t", "role": "prompter", "text": "Q", "replies": [
         {"message_id": "u", "role": "assistant", "text": "A", "replies": []}]}},
     "prompt_response": {"question": "Q", "answer": "A"},
+    "helpsteer": {"prompt": "Q", "response": "A", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 0},
 }  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def test_auto_knows_each_kind(tmp_path, name, kind):
 
 
 def test_every_reader_says_what_it_reads():
-    assert set(SAMPLES) | {"text", "text_rows", "aozora", "oasst_all", "preference"} == set(readers())
+    assert set(SAMPLES) | {"text", "text_rows", "aozora", "oasst_all", "oasst_labelled", "preference"} == set(readers())
     assert all(readers().values())
 
 
@@ -400,3 +401,93 @@ def test_shift_jis_needs_its_name(tmp_path):
     assert [r["text"] for r in read_rows(path, encoding="shift_jis")] == ["日本語"]
     with pytest.raises(UserError, match="no encoding is named"):
         list(read_rows(path, encoding="shift-jiss"))
+
+
+HELPSTEER = SAMPLES["helpsteer"]
+NAMES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+
+
+def test_helpsteer_rows_carry_their_five_attributes(tmp_path):
+    turns = "Q<extra_id_1>"  # inside a line the marker is text
+    prompt = f"{turns}\n<extra_id_1>Assistant\nA1\nmore\n<extra_id_1>User\nQ2"
+    one, two = read_rows(put(tmp_path, "x.jsonl", [HELPSTEER, {**HELPSTEER, "prompt": prompt, "verbosity": 1.0}]))
+    assert one["messages"][0]["attributes"] == dict(zip(NAMES, (3, 4, 4, 2, 0), strict=True))
+    assert "meta" not in one
+    assert said(two) == [("user", turns), ("assistant", "A1\nmore"), ("user", "Q2"), ("assistant", "A")]
+    assert [message.get("weight", 1) for message in two["messages"]] == [1, 0, 1, 1]
+    assert "attributes" not in two["messages"][0]
+    assert two["messages"][2]["attributes"]["verbosity"] == 1
+
+
+@pytest.mark.parametrize(("change", "field", "told"), [
+    ({"coherence": None}, "coherence", "is missing"), ({"coherence": 5}, "coherence", "out of range"),
+    ({"coherence": -1}, "coherence", "out of range"), ({"coherence": 2.5}, "coherence", "is 2.5"),
+    ({"coherence": "4"}, "coherence", "is '4'"),    ({"coherence": True}, "coherence", "is True"),
+    ({"prompt": "Q\n<extra_id_1>Assistant\nA"}, "prompt", "ends with the assistant"),
+    ({"prompt": "Q\n<extra_id_1>User\nA"}, "prompt", "turn 2 is the user's again"),
+    ({"prompt": "Q\n<extra_id_1>Assistant\n \n<extra_id_1>User\nQ"}, "prompt", "Assistant says nothing in turn 2"),
+    ({"response": ""}, "response", "is empty"),
+])  # fmt: skip
+def test_helpsteer_tells_what_is_wrong(tmp_path, change, field, told):
+    found = problem(put(tmp_path, "x.jsonl", [HELPSTEER | change]))
+    assert (found.row, found.field) == (1, field)
+    assert told in found.problem
+    assert found.remedy
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_ratings_of_tables_may_be_no_numbers(value):
+    from cairn.data.readers.helpsteer import helpsteer
+
+    with pytest.raises(UserError, match=r"the attribute 'coherence' is (inf|nan)"):
+        helpsteer(HELPSTEER | {"coherence": value})
+
+
+def test_a_row_that_lacks_an_attribute_is_still_helpsteers(tmp_path):
+    row = {key: value for key, value in HELPSTEER.items() if key != "complexity"}
+    assert problem(put(tmp_path, "x.jsonl", [row])).problem == "the attribute 'complexity' is missing"
+
+
+def votes(shape, **values):
+    if shape == "tree":
+        return {name: {"value": value, "count": 3} for name, value in values.items()}
+    return {"name": [*values], "value": [*values.values()], "count": [3] * len(values)}
+
+
+FOUR = {"spam": 0.0, "quality": 0.75, "toxicity": 0.125, "humor": 1 / 3, "creativity": 1.0}
+
+
+@pytest.mark.parametrize("shape", ["tree", "table"])
+def test_oasst_labels_become_attributes(tmp_path, shape):
+    def node(name, role, text, replies=(), **more):
+        return {"message_id": name, "role": role, "text": text, "replies": list(replies), **more}
+
+    labels = votes(shape, **FOUR)
+    end = node("e", "assistant", "A2", labels=votes(shape, **FOUR | {"quality": 0.0}))
+    answered = node("b", "assistant", "A1", [node("c", "prompter", "Q2", [end])], labels=labels)
+    partly = node("d", "assistant", "A3", labels=votes(shape, quality=1.0))
+    gone = node("f", "assistant", "A4", labels=labels, deleted=True)
+    tree = {"message_tree_id": "a", "prompt": node("a", "prompter", "Q1", [answered, partly, gone], labels=labels)}
+    one, two = read_rows(put(tmp_path, "x.jsonl", [tree]), "oasst_labelled")
+    level = {"quality": 3, "toxicity": 1, "humor": 1, "creativity": 4}
+    assert (one["id"], one["messages"]) == ("b", [
+        {"role": "user", "content": "Q1", "attributes": level}, {"role": "assistant", "content": "A1"},
+    ])  # fmt: skip
+    assert (two["id"], two["messages"]) == ("e", [
+        {"role": "user", "content": "Q1", "attributes": level}, {"role": "assistant", "content": "A1", "weight": 0},
+        {"role": "user", "content": "Q2", "attributes": {**level, "quality": 0}}, {"role": "assistant", "content": "A2"},
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, "0.5", True])
+def test_an_oasst_label_that_is_no_fraction_is_told(tmp_path, value):
+    answer = {"message_id": "b", "role": "assistant", "text": "A", "replies": [], "labels": votes("tree", **FOUR | {"humor": value})}
+    path = put(tmp_path, "x.jsonl", [{"prompt": {"message_id": "a", "role": "prompter", "text": "Q", "replies": [answer]}}])
+    found = problem(path, "oasst_labelled")
+    assert found.field == "messages[1].labels.humor"
+    assert "from 0 to 1" in found.remedy
+
+
+def test_oasst_without_labels_is_skipped_with_the_reason(tmp_path):
+    (outcome,) = read_outcomes(put(tmp_path, "x.jsonl", [SAMPLES["oasst"]]), "oasst_labelled")
+    assert outcome.skipped == "no accepted answer with labels in the tree"

@@ -27,6 +27,8 @@ class Draft:
     tools: list[Row] | None = None
     meta: Row = field(default_factory=dict)
     """More for the scorer or for grouping ("kind")."""
+    attributes: Row | None = None
+    """What the answer was asked to be like."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def rows(skill: Skill, seed: int, split: str, n: int) -> Iterator[Row]:
             return
         if draft.held != (split == "test"):
             continue
-        # In training one question may come back beside other tools; a test asks each question once.
-        beside = draft.tools if split == "train" else None
+        # In training one question may come back beside other tools; a test asks each question once, or once for each wish.
+        beside = (draft.tools if split == "train" else None, draft.attributes)
         question = repr(([m["content"] for m in draft.messages if m["role"] == "user"], beside))
         if question in seen:
             continue
@@ -75,6 +77,8 @@ def rows(skill: Skill, seed: int, split: str, n: int) -> Iterator[Row]:
         row: Row = {"messages": draft.messages}
         if draft.tools is not None:
             row["tools"] = draft.tools
+        if draft.attributes is not None:
+            row["attributes"] = draft.attributes
         row |= {"source": skill.name, "language": skill.language, "id": f"{skill.name}-{split}-{len(seen) - 1:05d}"}
         meta: Row = {"skill": skill.name, "keys": list(draft.keys), **draft.meta}
         if split == "test":

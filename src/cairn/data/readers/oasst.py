@@ -1,7 +1,8 @@
 """The readers of Open Assistant's trees: nested (`prompt` with `replies`), or flat messages that name their parent.
 
 Of each tree the best path becomes a row: at every turn the reply that people ranked first. `oasst_all` makes a row of
-every path to a leaf instead. Messages that are deleted, or that did not pass review, are left out with all beneath them.
+every path to a leaf instead, `oasst_labelled` one of every answer that people gave labels. Messages that are deleted, or
+that did not pass review, are left out with all beneath them.
 A flat file must keep the messages of one tree together, which the published ones do; then one tree is held at a time.
 """
 
@@ -10,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from cairn.chat.attributes import built_in, from_fraction
 from cairn.data.readers.base import Outcome, Record, Skip, attempt, stream_reader
 from cairn.data.readers.turns import role_of
 from cairn.data.rows import WHOLE, Problem, Row, RowError
 
 Node = dict[str, Any]
+
+LABELS = ("quality", "toxicity", "humor", "creativity")
+"""The labels that become attributes."""
 
 
 def _detect(record: dict[str, Any]) -> bool:
@@ -34,7 +39,18 @@ def oasst_all(records: Iterator[Record]) -> Iterator[Outcome]:
     return _outcomes(records, every=True)
 
 
-def _outcomes(records: Iterator[Record], every: bool) -> Iterator[Outcome]:
+@stream_reader("oasst_labelled", help="Open Assistant trees or messages: every answer with labels, as attributes from 0 to 4")
+def oasst_labelled(records: Iterator[Record]) -> Iterator[Outcome]:
+    """One row an answer that has all of the labels quality, toxicity, humor and creativity; what was said before it is context.
+
+    A label is the mean of votes, a fraction between 0 and 1; it becomes a whole number from 0 to 4 by the rule of
+    `cairn.chat.attributes.from_fraction`: floor(4 × fraction + 1/2). The numbers stand at the user turn that the answer follows, also
+    for labelled answers of the context.
+    """
+    return _outcomes(records, labelled=True)
+
+
+def _outcomes(records: Iterator[Record], every: bool = False, labelled: bool = False) -> Iterator[Outcome]:
     for item in _trees(records):
         if isinstance(item, Outcome):
             yield item
@@ -43,11 +59,11 @@ def _outcomes(records: Iterator[Record], every: bool) -> Iterator[Outcome]:
         if state not in (None, "ready_for_export"):
             yield Outcome(number, skipped=f"the tree's state is {state}")
             continue
-        paths = list(_paths(root, every)) if _accepted(root) else []
+        paths = list(_labelled(root) if labelled else _paths(root, every)) if _accepted(root) else []
         if not paths:
-            yield Outcome(number, skipped="no accepted answer in the tree")
+            yield Outcome(number, skipped="no accepted answer with labels in the tree" if labelled else "no accepted answer in the tree")
         for path in paths:
-            yield attempt(number, _row, path)
+            yield attempt(number, _labelled_row if labelled else _row, path)
 
 
 def _trees(records: Iterator[Record]) -> Iterator[Outcome | tuple[int, Node, str | None]]:
@@ -125,6 +141,48 @@ def _paths(node: Node, every: bool) -> Iterator[list[Node]]:
             yield [node, *rest]
     if not found and node.get("role") == "assistant":
         yield [node]
+
+
+def _labelled(node: Node, before: tuple[Node, ...] = ()) -> Iterator[list[Node]]:
+    """The path to every answer that has labels."""
+    path = (*before, node)
+    if node.get("role") == "assistant" and _has_labels(node):
+        yield [*path]
+    for reply in node.get("replies") or ():
+        if isinstance(reply, dict) and _accepted(reply):
+            yield from _labelled(reply, path)
+
+
+def _votes(node: Node) -> dict[str, Any]:
+    """{label: fraction}, of trees ({name: {"value", "count"}}) and of tables ({"name": […], "value": […]})."""
+    found = node.get("labels") or {}
+    if isinstance(found.get("name"), list):
+        return dict(zip(found["name"], found.get("value") or (), strict=False))
+    return {name: one.get("value") if isinstance(one, dict) else one for name, one in found.items()}
+
+
+def _has_labels(node: Node) -> bool:
+    votes = _votes(node) if isinstance(node.get("labels"), dict) else {}
+    return all(votes.get(name) is not None for name in LABELS)
+
+
+def _labelled_row(path: list[Node]) -> Row:
+    row = _row(path)
+    for i, node in enumerate(path):
+        if node.get("role") != "assistant":
+            continue
+        if node is not path[-1]:
+            row["messages"][i]["weight"] = 0
+        if i and row["messages"][i - 1]["role"] == "user" and _has_labels(node):
+            votes = _votes(node)
+            row["messages"][i - 1]["attributes"] = {n: _level(n, votes[n], f"messages[{i}].labels.{n}") for n in LABELS}
+    return row
+
+
+def _level(name: str, fraction: Any, field: str) -> int:
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        raise RowError(field, f"the label '{name}' is {fraction!r}", "give the mean of the votes, a number from 0 to 1")
+    return from_fraction(float(fraction), built_in()[name])
 
 
 def _row(path: Iterable[Node]) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cairn.data.readers import helpsteer
 from cairn.data.readers.base import leftovers, record_reader, text_of
 from cairn.data.readers.turns import role_of
 from cairn.data.rows import Row, RowError
@@ -20,7 +21,9 @@ def _detect(record: dict[str, Any]) -> bool:
     if isinstance(record.get("utterances"), list):
         return True
     pair = _pair(record)
-    return pair is not None and "instruction" not in record and all(isinstance(record[key], str) for key in pair)
+    plain = pair is not None and all(isinstance(record[key], str) for key in pair)
+    # Rated ones are HelpSteer's, whose ratings would end as unknown keys here.
+    return plain and "instruction" not in record and not any(name in record for name in helpsteer.NAMES)
 
 
 @record_reader("prompt_response", help="prompt/response, question/answer, Q/A and the like, and utterances with names", detect=_detect)

@@ -19,7 +19,7 @@ from cairn.config import checked
 from cairn.errors import UserError
 from cairn.model.adapter_config import MODEL_FILES
 from cairn.pipeline.stage import Context, Estimate, register
-from cairn.pipeline.stages.train import Parts, Train, TrainConfig, show_row
+from cairn.pipeline.stages.train import Parts, Rows, Train, TrainConfig, show_row
 from cairn.score.registry import get_metric
 from cairn.train.config import OptimizerConfig, ScheduleConfig, WatchConfig
 from cairn.train.policy import PolicyConfig, RolloutConfig
@@ -129,7 +129,7 @@ class Grpo(Train):
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _rows(self, context: Context, folder: Path, renderer: Any, tokenizer: Any) -> tuple[list[list[Any]], Any, dict[str, Any]]:
+    def _rows(self, context: Context, folder: Path, renderer: Any, tokenizer: Any) -> Rows:
         """Prompts of each source in place of documents."""
         from cairn.train.watch import Origins
 
@@ -150,7 +150,7 @@ class Grpo(Train):
             prompts.append(found)
             counters[source.name] = {"rows": rows, "kept": len(found), "dropped_overlong": rows - len(found)}
         origins = Origins([s.name for s in config.data], None, lambda s, row: show_row(context, folder, config.data[s], row))
-        return prompts, origins, counters
+        return Rows(prompts, origins, counters, [s.weight for s in config.data])
 
     def _stream(self, context: Context, parts: Parts, ranks: Ranks, seed: int) -> Any:
         from cairn.chat.parse import parse_answer
@@ -167,7 +167,7 @@ class Grpo(Train):
 
         stream = Rollouts(
             Asking(
-                prompts=parts.encoded, weights=[s.weight for s in config.data], names=[s.name for s in config.data], seed=seed,
+                prompts=parts.encoded, weights=parts.weights, names=[s.name for s in config.data], seed=seed,
                 rollouts=config.rollouts, policy=config.policy, score=score, stop_ids=frozenset(parts.renderer.stop_ids),
                 vocab_size=tokenizer.vocab_size, folder=context.draft, progress=context.progress, ranks=ranks,
             )

@@ -13,20 +13,22 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from cairn.chat.format import check_format
+from cairn.chat.attributes import Attributes, with_attributes
+from cairn.chat.format import Format, check_format, load_format
 from cairn.config import build, checked
+from cairn.data.shares import Shares
 from cairn.data.sources import Source
-from cairn.errors import UserError
+from cairn.errors import UserError, did_you_mean
 from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
 from cairn.model.config import ModelConfig
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.companions import give_tokenizer
-from cairn.pipeline.documents import REFERENCE, TEACHER, encode_sources, reference_place
+from cairn.pipeline.documents import REFERENCE, TEACHER, Look, encode_sources, reference_place
 from cairn.pipeline.stage import Context, Estimate, Stage, register
 from cairn.train.board import require_tensorboard
 from cairn.train.budget import Budget, resolve
@@ -56,8 +58,14 @@ class TrainConfig(Training):
     """A compute budget that chooses a fresh model's shape, tokens, batch and rates (train/budget.py); what is given beside it stays."""
     format: Annotated[str, checked(check_format)] | None = None
     """Chat format to render dialogues with; None means the one that the tokenizer carries."""
+    attributes: Attributes | None = None
+    """Attributes of one's own in place of the format's: {name: {default, minimum, maximum}}; needs `format`."""
     data: list[Source]
     """What is learnt, and how often a row of each source is drawn."""
+    labelled: list[str] = Field(default_factory=list)
+    """Sources whose every answer must have all attributes. An answer of another source is learnt under the default of what it lacks."""
+    shares: Shares | None = None
+    """Shares of the drawn tokens (plain text, languages) that the sources' weights are adjusted to reach; None: weights as they are."""
     reference: StageRef | None = None
     """A reference stage over the same rows, for the objective preference. None: the model that is trained from is its own reference, and
     is measured at the start; that is written to `reference.safetensors`."""
@@ -68,6 +76,12 @@ class TrainConfig(Training):
             raise ValueError("a budget chooses the shape of a fresh model: give tokens where init or checkpoint is given")
         if self.budget is None and sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
             raise ValueError("give exactly one of model, init and checkpoint")
+        if self.objective == "attributes":
+            raise ValueError("attributes are learnt by a stage of kind label")
+        if self.attributes is not None:
+            if self.format is None:
+                raise ValueError("attributes need a format to stand in: give format: karakuri")
+            with_attributes(self.format, self.attributes)
         if self.reference is not None and not self.needs_reference:
             raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
         if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
@@ -85,6 +99,11 @@ class TrainConfig(Training):
         if self.model is not None and settled and self.sequence_length > self.model.context:
             raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
         names = [s.name for s in self.data]
+        for name in self.labelled:
+            if name not in names:
+                raise ValueError(f"labelled names no source of data: {name}. {did_you_mean(name, names)}")
+        if self.labelled and (self.format is None or not load_format(self.format).attributes):
+            raise ValueError("labelled needs a format with attributes: give format: karakuri")
         if len(set(names)) != len(names):
             raise ValueError("two sources of one name")
         if not names:
@@ -122,6 +141,15 @@ class TrainConfig(Training):
         return build(type(self), whole, where="budget")
 
 
+class Rows(NamedTuple):
+    """What became of the sources' rows; see `Parts`."""
+
+    encoded: list[list[Any]]
+    origins: Any
+    counters: dict[str, Any]
+    weights: list[float]
+
+
 @dataclass
 class Parts:
     """What a training is built from."""
@@ -138,6 +166,8 @@ class Parts:
     """Where they came from; without rows on a rank that read prepared documents."""
     counters: dict[str, Any]
     """What became of the rows of each source; empty on such a rank."""
+    weights: list[float]
+    """How often a row of each source is drawn."""
     parameters: int
     trained: int
 
@@ -256,7 +286,6 @@ class Train(Stage):
 
     def _prepare(self, context: Context) -> Parts:
         """Everything that is checked and built before ranks come together; rank 0 encodes the rows, the others read what it wrote."""
-        from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
         from cairn.model.adapter import attach
         from cairn.model.determinism import deterministic
@@ -268,19 +297,18 @@ class Train(Stage):
         deterministic()
         folder = self._tokenizer_folder(context)
         tokenizer = Tokenizer.load(folder)
-        chat_format = load_format(config.format or folder)
-        renderer = Renderer(chat_format, tokenizer)
+        renderer = Renderer(_format_of(config) or load_format(folder), tokenizer)
         model = self._model(context, tokenizer)
         adapted = attach(model, config.adapter, context.seed) if config.adapter is not None else None
         parameters, trained = count_weights(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
         context.progress.note(f"model: {parameters:,} parameters" + (f", {trained:,} of them trained" if adapted else ""))
         # Before the rows are read, which may take long.
         check_groups(config.optimizer.groups, [name for name, p in model.named_parameters() if p.requires_grad])
-        encoded, origins, counters = self._rows(context, folder, renderer, tokenizer)
-        return Parts(folder, renderer, model, adapted, encoded, origins, counters, parameters, trained)
+        rows = self._rows(context, folder, renderer, tokenizer)
+        return Parts(folder, renderer, model, adapted, *rows, parameters, trained)
 
-    def _rows(self, context: Context, folder: Path, renderer: Any, tokenizer: Any) -> tuple[list[list[Any]], Any, dict[str, Any]]:
-        """Documents of each source, where they came from, and what became of the rows."""
+    def _rows(self, context: Context, folder: Path, renderer: Any, tokenizer: Any) -> Rows:
+        """The documents of each source."""
         from cairn.data import shelf
         from cairn.train.objectives import load_objective
         from cairn.train.watch import Origins
@@ -291,14 +319,20 @@ class Train(Stage):
         if context.first:
             targets = load_objective(config.objective, config).targets
             kind = {"all": "language_model", "mask": "supervised", "answers": "answers"}[targets]
-            encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, kind, mismatched=config.mismatched)
+            look = Look(config.labelled, renderer.format.attributes or {})
+            encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, kind, mismatched=config.mismatched, on_row=look)
+            weights = look.weights(config, encoded)
+            table |= {"weights": dict(zip((s.name for s in config.data), weights, strict=True))} if config.shares is not None else {}
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if context.several:
                 shelf.put(shelved, encoded)
         else:
             encoded = shelf.take(shelved)
+            told = json.loads((context.draft / "mix.json").read_text(encoding="utf-8")).get("weights", {})
+            weights = [told.get(s.name, s.weight) for s in config.data]
         names = [s.name for s in config.data]
-        return encoded, Origins(names, rows, lambda source, row: show_row(context, folder, config.data[source], row)), counters
+        origins = Origins(names, rows, lambda source, row: show_row(context, folder, config.data[source], row))
+        return Rows(encoded, origins, counters, weights)
 
     def _trainer(self, context: Context, parts: Parts, ranks: Ranks | None = None) -> Trainer:
         from cairn.ledger import seeds
@@ -319,8 +353,7 @@ class Train(Stage):
         from cairn.data.batches import PackedStream
 
         config: TrainConfig = context.config
-        weights = [s.weight for s in config.data]
-        return PackedStream(parts.encoded, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        return PackedStream(parts.encoded, parts.weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
 
     def _equip(self, context: Context, parts: Parts, trainer: Trainer) -> None:
         """The teacher, where the objective learns from one; the reference's log-probabilities, where the loss asks for them: of a stage, or
@@ -398,7 +431,7 @@ class Train(Stage):
             shutil.rmtree(out, ignore_errors=True)
             with trainer.ranks.busy():
                 save_model(model, out, stop_ids=sorted(parts.renderer.stop_ids))
-                give_tokenizer(parts.folder, out, context.config.format)
+                give_tokenizer(parts.folder, out, _format_of(context.config))
         return {}
 
     def _save_adapter(self, context: Context, trainer: Trainer, parts: Parts) -> dict[str, Any]:
@@ -418,11 +451,11 @@ class Train(Stage):
                 out = context.draft / name
                 shutil.rmtree(out, ignore_errors=True)
                 save_adapter(parts.adapted, trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
-                give_tokenizer(parts.folder, out, context.config.format)
+                give_tokenizer(parts.folder, out, _format_of(context.config))
             if not context.config.adapter.merge:
                 return {}
             difference = merge_folder(out, base, merged)
-            give_tokenizer(parts.folder, merged, context.config.format)
+            give_tokenizer(parts.folder, merged, _format_of(context.config))
         return {"merge_difference": difference}
 
 
@@ -430,6 +463,13 @@ def _folders(config: TrainConfig, name: str) -> list[tuple[str, bool]]:
     """Where what was trained is written, and whether as the last weights; the one that counts comes last."""
     both = config.ema is not None and config.ema.use == "both"
     return [*([(f"{name}-last", True)] if both else []), (name, False)]
+
+
+def _format_of(config: TrainConfig) -> Format | None:
+    """The format that the recipe names, with the recipe's attributes; None where it names none."""
+    if config.format is None:
+        return None
+    return with_attributes(config.format, config.attributes) if config.attributes is not None else load_format(config.format)
 
 
 @contextlib.contextmanager

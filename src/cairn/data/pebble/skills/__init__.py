@@ -19,8 +19,9 @@ from cairn.data.pebble.skills import (
     lists,
     orders,
     refusal,
+    steering,
 )
 
-MODULES = (functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, orders, copying)
+MODULES = (functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, orders, copying, steering)
 
 ALL: dict[str, Skill] = {skill.name: skill for module in MODULES for skill in module.SKILLS}
