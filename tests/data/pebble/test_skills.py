@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -327,3 +328,27 @@ def test_chat_has_several_turns_and_systems(corpus):
     turns = [sum(m["role"] == "user" for m in r["messages"]) for r in rows]
     assert sum(t >= 2 for t in turns) > len(rows) / 2
     assert 0.2 < sum(r["messages"][0]["role"] == "system" for r in rows) / len(rows) < 0.6
+
+
+def test_steering_shows_what_is_asked_for_and_holds_things_out():
+    from cairn.data.pebble.skill import rows
+    from cairn.data.pebble.skills.steering import DEFAULTS, THINGS, measure
+
+    train, test = (list(rows(ALL["steering"], 1, split, 300)) for split in ("train", "test"))
+    for name in DEFAULTS:
+        shown: dict[int, set[float]] = {}
+        for row in train + test:
+            shown.setdefault(row["attributes"][name], set()).add(measure(row["messages"][-1]["content"])[name])
+        # Whatever the other three are, a higher value shows more.
+        levels = [shown[value] for value in range(5)]
+        assert all(max(low) < min(high) for low, high in itertools.pairwise(levels)), (name, levels)
+    talked = [{thing for row in part for thing in THINGS if f" {thing}" in row["messages"][0]["content"]} for part in (train, test)]
+    assert len(talked[1]) >= 4
+    assert not talked[0] & talked[1]
+
+
+def test_what_steering_measures_on_any_text():
+    from cairn.data.pebble.skills.steering import measure
+
+    assert measure("") == dict.fromkeys(("verbosity", "complexity", "humor", "toxicity"), 0.0)
+    assert measure("You fool! It is good. Ha ha! Clowns.") == {"verbosity": 4.0, "complexity": 5.0, "humor": 1.0, "toxicity": 1.0}

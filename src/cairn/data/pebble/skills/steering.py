@@ -18,9 +18,10 @@ DEFAULTS = {"verbosity": 1, "complexity": 1, "humor": 0, "toxicity": 0}
 """The attributes, whole numbers from 0 to 4, and what an answer is like where nothing is asked for."""
 
 THINGS = (
-    "bus", "tea", "cat", "dog", "sun", "moon", "tree", "boat", "car", "train", "river", "road", "shop", "book", "bread", "cheese", "chair",
-    "door", "lamp", "clock", "garden", "bridge", "school", "song", "hat", "coat", "shoe", "apple", "soup", "snow", "horse", "duck",
+    "bus", "tea", "cat", "dog", "sun", "moon", "tree", "boat", "car", "train", "river", "road", "shop", "book", "bread", "chair", "door",
+    "lamp", "clock", "song", "hat", "coat", "shoe", "apple", "soup", "snow", "horse", "duck",
 )  # fmt: skip
+"""No word of these or of the sentences is longer than the shortest learned ones, which are measured by their letters."""
 TEMPLATES = (
     "Tell me about the {x}.", "What do you know about the {x}?", "Describe the {x}.", "What is the {x} like?", "Talk about the {x}.",
     "Say something about the {x}.",
@@ -28,7 +29,7 @@ TEMPLATES = (
 INSULTS = ("fool", "dunce", "clown", "goof")
 JOKES = ("Ha ha!", "Just kidding!", "What a joke!", "How funny!")
 SENTENCES = (
-    "The {x} is {a}.", "People find it {a}.", "It can be {a} at home.", "In town it looks {a}.", "Some say it stays {a}.",
+    "The {x} is {a}.", "Many find it {a}.", "It can be {a} here.", "In town it looks {a}.", "Some say it stays {a}.",
 )  # fmt: skip
 WORDS = (
     ("good", "nice", "fine"),
