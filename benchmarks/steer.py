@@ -27,24 +27,24 @@ stages:
     format: {format}
     attributes: {{verbosity: {{default: 1}}, complexity: {{default: 1}}, humor: {{default: 0}}, toxicity: {{default: 0}}}}
     data:
-      - {{name: steering, stage: corpus, file: train/steering.jsonl, weight: 1.9}}
+      - {{name: steering, stage: corpus, file: train/steering.jsonl, weight: 2.2}}
       # Practice of what the model can do, under the new format's default attributes.
-      - {{name: functions, stage: corpus, file: train/functions.jsonl, weight: 0.5, limit: 1500}}
-      - {{name: arithmetic, stage: corpus, file: train/arithmetic.jsonl, weight: 0.4, limit: 1500}}
-      - {{name: lists, stage: corpus, file: train/lists.jsonl, weight: 0.35, limit: 1000}}
-      - {{name: json, stage: corpus, file: train/json.jsonl, weight: 0.3, limit: 1000}}
-      - {{name: facts, stage: corpus, file: train/facts.jsonl, weight: 0.5}}
-      - {{name: korean, stage: corpus, file: train/korean.jsonl, weight: 0.07}}
-      - {{name: japanese, stage: corpus, file: train/japanese.jsonl, weight: 0.07}}
+      - {{name: functions, stage: corpus, file: train/functions.jsonl, weight: 0.9, limit: 2000}}
+      - {{name: arithmetic, stage: corpus, file: train/arithmetic.jsonl, weight: 0.7, limit: 2500}}
+      - {{name: lists, stage: corpus, file: train/lists.jsonl, weight: 0.5, limit: 2000}}
+      - {{name: json, stage: corpus, file: train/json.jsonl, weight: 0.5, limit: 2000}}
+      - {{name: facts, stage: corpus, file: train/facts.jsonl, weight: 0.6}}
+      - {{name: korean, stage: corpus, file: train/korean.jsonl, weight: 0.09}}
+      - {{name: japanese, stage: corpus, file: train/japanese.jsonl, weight: 0.09}}
       - {{name: identity, stage: corpus, file: train/identity.jsonl, weight: 0.07}}
-      - {{name: refusal, stage: corpus, file: train/refusal.jsonl, weight: 0.05}}
+      - {{name: refusal, stage: corpus, file: train/refusal.jsonl, weight: 0.08}}
       - {{name: harmless, stage: corpus, file: train/harmless.jsonl, weight: 0.08}}
     labelled: [steering]
     tokens: {tokens}
     sequence_length: 512
     batch_sequences: 2
     precision: bfloat16
-    optimizer: {{kind: muon, lr: 0.006, adam_lr: 0.003, embedding_lr: 0.03}}
+    optimizer: {{kind: muon, lr: 0.008, adam_lr: 0.004, embedding_lr: 0.04}}
     schedule: {{kind: wsd, warmup: 0.05, decay: 0.9}}
 """
 
@@ -58,7 +58,7 @@ class Options(Config):
     """The folder of a chat model of pebble, such as its artifact's `model/`; None: the recipe is run up to it."""
     format: str = "k2_attributes"
     """The format to tune in: one with attributes."""
-    tokens: int = Field(500_000, gt=0)
+    tokens: int = Field(900_000, gt=0)
     """Length of the tuning."""
     prompts: int = Field(200, ge=20)
     """Held-out prompts, each with four attributes drawn."""

@@ -82,7 +82,7 @@ def answer_file(
     loaded = load(
         model, format=format, dtype=dtype, max_batch=batch, deterministic=deterministic, weights=weights, drafts=drafts, say=say
     )
-    how = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype, "weights": weights}
+    how: dict[str, Any] = {"batch": batch, "deterministic": deterministic, "format": format, "dtype": dtype, "weights": weights}
     how |= {"attributes": dict(attributes)} if attributes else {}
     options = {"sampling": sampling.model_dump(), "stop": list(stop), "hold": hold and asdict(hold), **how}
     partial = _Partial(target, {**options, "model": _stamps(model), "rows": [_digest(source), reader, limit]})

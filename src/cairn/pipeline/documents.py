@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ def encode_sources(
         path, count, name = context.place(source), Counters(), source.name
         limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
         told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}
-        rows = (on_row(source, row) or row for row in source.read(path))
         numbers = array("q")
         documents = []
-        for document in encode_rows(rows, renderer, tokenizer, **limits, **told):
+        for document in encode_rows(_told(source, path, on_row), renderer, tokenizer, **limits, **told):
             documents.append(document)
             numbers.append(count.rows)
         encoded.append(with_mismatched(documents, config.sequence_length, str(path)) if mismatched else documents)
@@ -59,6 +58,12 @@ def encode_sources(
             context.progress.note(f"{name}: {lost}, being longer than {config.sequence_length} tokens")
         context.progress.update(number + 1, rows=count.rows)
     return encoded, origins, table.as_dict(), counters
+
+
+def _told(source: Source, path: Path, on_row: Callable[[Source, Row], None]) -> Iterator[Row]:
+    for row in source.read(path):
+        on_row(source, row)
+        yield row
 
 
 class Look:

@@ -72,7 +72,7 @@ class LabelConfig(Training):
         return self.predictor is not None
 
     @property
-    def schema(self) -> dict[str, Attribute]:
+    def asked(self) -> dict[str, Attribute]:
         """The attributes."""
         return self.attributes if self.attributes is not None else built_in()
 
@@ -98,7 +98,7 @@ class _Reader:
         from cairn.chat.render import Renderer
         from cairn.tokenizer.load import Tokenizer
 
-        self.config, self.schema, self.cut = config, config.schema, 0
+        self.config, self.schema, self.cut = config, config.asked, 0
         self.tokenizer = Tokenizer.load(folder)
         self.renderer = Renderer(load_format(config.format or str(folder)), self.tokenizer)
 
@@ -166,7 +166,7 @@ class Label(Stage):
         if config.predictor is None:
             figures = self._train(context, reader, [side[0] for side in sides])
         place = context.draft / "model" if config.predictor is None else self._folder(context)
-        model = load_reward(place, labels=list(config.schema))
+        model = load_reward(place, labels=list(config.asked))
         agreement = self._agreement(context, model, held) if config.data else {}
         counts = self._label(context, reader, model)
         if reader.cut:
@@ -191,13 +191,14 @@ class Label(Stage):
         from cairn.model.reward import reward_from
         from cairn.pipeline.stages.train import TOKENIZER_FILES
         from cairn.train.loop import Trainer
+        from cairn.train.objectives.attributes import Objective
         from cairn.train.ranks import alone
         from cairn.train.watch import Origins
 
         config: LabelConfig = context.config.model_copy(update={"compile": "off"})
         folder, tokenizer = self._folder(context), reader.tokenizer
         pad = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
-        model = reward_from(folder, seed=context.seed, pad_id=0 if pad is None else pad, labels=list(config.schema))
+        model = reward_from(folder, seed=context.seed, pad_id=0 if pad is None else pad, labels=list(config.asked))
         used = [(source, side) for source, side in zip(config.data, sides, strict=True) if side.ids]
         documents = [[document(ids, [1] * len(ids)) for ids in side.ids] for _, side in used]
         seed = seeds.seed(context.seed, "label")
@@ -205,7 +206,8 @@ class Label(Stage):
         stream = PackedStream(documents, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
         origins = Origins([source.name for source, _ in used], [side.rows for _, side in used])
         trainer = Trainer(model, stream, config, context.draft, context.progress, alone(), seed=seed, origins=origins)
-        trainer.objective.give([side.values for _, side in used], [a.maximum - a.minimum for a in config.schema.values()])
+        assert isinstance(trainer.objective, Objective)
+        trainer.objective.give([side.values for _, side in used], [a.maximum - a.minimum for a in config.asked.values()])
         context.store.test_save(trainer.needed_bytes())
         trainer.resume()
         figures = trainer.run()
@@ -226,12 +228,12 @@ class Label(Stage):
         values = [row for side in held for row in side.values]
         found = _predict(context, model, ids, "held-out answers")
         lines = (
-            {"id": name, "labels": _known(config.schema, value), "predicted": dict(zip(config.schema, guess, strict=True))}
+            {"id": name, "labels": _known(config.asked, value), "predicted": dict(zip(config.asked, guess, strict=True))}
             for name, value, guess in zip(names, values, found, strict=True)
         )
         write_rows(lines, context.draft / HELDOUT)
         return {
-            name: agreement([v[i] for v in values], [g[i] for g in found], one) for i, (name, one) in enumerate(config.schema.items())
+            name: agreement([v[i] for v in values], [g[i] for g in found], one) for i, (name, one) in enumerate(config.asked.items())
         }
 
     def _label(self, context: Context, reader: _Reader, model: Any) -> dict[str, Any]:
@@ -244,19 +246,19 @@ class Label(Stage):
         shutil.rmtree(context.draft / LABELLED, ignore_errors=True)
         for source in config.label:
             rows = list(source.read(context.place(source)))
-            asked = [(row, answer) for row in rows for answer in answers(row, config.schema)]
+            asked = [(row, answer) for row in rows for answer in answers(row, config.asked)]
             guesses = _predict(context, model, [reader.ids(row, answer) for row, answer in asked], f"answers of {source.name}")
             new: list[dict[int, dict[str, int]]] = [{} for _ in rows]
             place = {id(row): number for number, row in enumerate(rows)}
-            told: dict[str, dict[str, int]] = {name: {} for name in config.schema}
+            told: dict[str, dict[str, int]] = {name: {} for name in config.asked}
             for (row, answer), guess in zip(asked, guesses, strict=True):
-                values = {name: nearest(value, one) for (name, one), value in zip(config.schema.items(), guess, strict=True)}
+                values = {name: nearest(value, one) for (name, one), value in zip(config.asked.items(), guess, strict=True)}
                 new[place[id(row)]][answer.user] = values
-                for name in config.schema.keys() - answer.labels.keys():
+                for name in config.asked.keys() - answer.labels.keys():
                     told[name][str(values[name])] = told[name].get(str(values[name]), 0) + 1
             (context.draft / LABELLED).mkdir(exist_ok=True)
             file = context.draft / LABELLED / f"{source.name}.jsonl"
-            write_rows((labelled(row, found, config.schema) for row, found in zip(rows, new, strict=True)), file)
+            write_rows((labelled(row, found, config.asked) for row, found in zip(rows, new, strict=True)), file)
             predicted = {name: dict(sorted(levels.items())) for name, levels in told.items()}
             counts[source.name] = {"rows": len(rows), "answers": len(asked), "predicted": predicted}
         return counts
@@ -310,7 +312,7 @@ def _check_sides(config: LabelConfig, train: Sequence[_Labels], held: Sequence[_
         raise UserError("no labelled answer is held out: nothing would tell how good the predictor is", where="holdout", remedy="raise it")
     if config.predictor is not None:
         return
-    for i, name in enumerate(config.schema):
+    for i, name in enumerate(config.asked):
         if all(math.isnan(values[i]) for side in train for values in side.values):
             remedy = "add rows that have it, or name the attributes that there are under attributes"
             raise UserError(f"no row to learn from has the attribute '{name}'", where=f"attributes.{name}", remedy=remedy)
