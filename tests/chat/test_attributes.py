@@ -70,7 +70,7 @@ def test_a_bad_schema_is_told_with_its_line(tmp_path, text, what):
 
 
 @pytest.mark.parametrize(("fraction", "level"), [
-    (0.0, 0), (0.1249, 0), (0.125, 1), (0.25, 1), (1 / 3, 1), (0.375, 2), (0.5, 2),
+    (0.0, 0), (0.1249, 0), (0.125, 1), (0.25, 1), (1 / 3, 1), (0.375, 2), (0.37499999999999994, 2), (0.5, 2),
     (0.625, 3), (0.75, 3), (0.8749, 3), (0.875, 4), (1.0, 4),
 ])  # fmt: skip
 def test_fractions_become_whole_numbers(fraction, level):
