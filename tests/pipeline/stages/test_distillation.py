@@ -100,9 +100,8 @@ def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any
     assert (config["num_hidden_layers"], len(config["layer_types"])) == (2, 2)
     assert half.path("model/chat_format.yaml").read_bytes() == whole.path("model/chat_format.yaml").read_bytes()
     thin = json.loads(artifact("thin").path("model/config.json").read_text())
-    assert [thin[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")] == [
-        2, 16, 2, 1, 32,
-    ]  # fmt: skip
+    sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    assert [thin[key] for key in sizes] == [2, 16, 2, 1, 32]
     assert artifact("heard").record.metrics["probability_in_top_k"] > 0.5
     lines = {name: list(read_metrics(artifact(name).path("metrics.jsonl"))) for name in ("kept", "online", "same")}
     for name in ("kept", "online"):

@@ -189,7 +189,7 @@ class Label(Stage):
         from cairn.ledger import seeds
         from cairn.model.load import save_model
         from cairn.model.reward import reward_from
-        from cairn.pipeline.stages.train import TOKENIZER_FILES
+        from cairn.pipeline.companions import TOKENIZER_FILES
         from cairn.train.loop import Trainer
         from cairn.train.objectives.attributes import Objective
         from cairn.train.ranks import alone
