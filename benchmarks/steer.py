@@ -20,7 +20,7 @@ RECIPE = """\
 recipe: steer
 seed: {seed}
 stages:
-  corpus: {{kind: corpus, generator: pebble, train: {{steering: 4000}}, test: {{steering: {prompts}}}}}
+  corpus: {{kind: corpus, generator: pebble, test: {{steering: {prompts}}}}}
   steered:
     kind: train
     checkpoint: {chat}

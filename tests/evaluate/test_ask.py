@@ -50,7 +50,7 @@ def speaker(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call
 def test_earlier_answers_are_the_models_own(subject: Subject, speaker: Any) -> None:
     speaker(lambda prompt: f"own {prompt.count('own')}")
     told: list[tuple[int, int]] = []
-    asked = ask(subject, SUITE, ROWS, [], 4, lambda *figures: told.append(figures))
+    asked, _ = ask(subject, SUITE, ROWS, [], 4, lambda *figures: told.append(figures))
     answers = [subject.tokenizer.decode(one.answer_ids) for one in asked]
     assert answers == ["own 2", "own 0", "own 1"]
     assert [one.row["id"] for one in asked] == [row["id"] for row in ROWS]
@@ -63,21 +63,21 @@ def test_earlier_answers_are_the_models_own(subject: Subject, speaker: Any) -> N
 
 def test_without_it_the_rows_answers_stand(subject: Subject, speaker: Any) -> None:
     speaker(lambda prompt: f"own {prompt.count('own')}")
-    asked = ask(subject, SUITE.model_copy(update={"own_turns": False}), ROWS, [], 4)
+    asked, _ = ask(subject, SUITE.model_copy(update={"own_turns": False}), ROWS, [], 4)
     assert [subject.tokenizer.decode(one.answer_ids) for one in asked] == ["own 0"] * 3
     assert "GIVEN two" in asked[0].prompt
 
 
 def test_examples_keep_their_answers(subject: Subject, speaker: Any) -> None:
     speaker(lambda prompt: f"own {prompt.count('own')}")
-    [one] = ask(subject, SUITE, ROWS[:1], [dialogue("An example?", "SHOWN")], 4)
+    [one], _ = ask(subject, SUITE, ROWS[:1], [dialogue("An example?", "SHOWN")], 4)
     assert "SHOWN" in one.prompt
     assert subject.tokenizer.decode(one.answer_ids) == "own 2"
 
 
 def test_a_dialogue_that_outgrows_the_context_is_wrong_and_says_so(subject: Subject, speaker: Any, tmp_path: Path) -> None:
     speaker(lambda prompt: "word " * 900)
-    asked = ask(subject, SUITE, ROWS, [], 4)
+    asked, _ = ask(subject, SUITE, ROWS, [], 4)
     assert [one.reason for one in asked] == [TOO_LONG, "stop", TOO_LONG]
     [result] = run_suite(subject, SUITE, ROWS, tmp_path)
     assert result.value == 0.0

@@ -51,6 +51,22 @@ def test_z_loss(softcap):
     _same_gradients(mine, plain, [h, w])
 
 
+@pytest.mark.parametrize("chunk", [30, 1 << 20])
+@pytest.mark.parametrize("softcap", [None, 4.0])
+def test_positions_that_count_differently(monkeypatch, chunk, softcap):
+    monkeypatch.setattr(room, "LOGITS", chunk)
+    draw = torch.Generator().manual_seed(2)
+    h, w = torch.randn(9, 6, generator=draw, requires_grad=True), torch.randn(13, 6, generator=draw, requires_grad=True)
+    targets, head, counts = torch.arange(9), Head(w, None, 1.0, softcap), torch.linspace(0.1, 2, 9)
+    mine, each = cross_entropy(h, targets, head, 0.3, counts)
+    z = head.logits(h)
+    plain = torch.nn.functional.cross_entropy(z, targets, reduction="none")
+    torch.testing.assert_close(each, plain)
+    whole = (counts * (plain + 0.3 * torch.logsumexp(z, -1).square())).sum()
+    torch.testing.assert_close(mine, whole)
+    _same_gradients(mine, whole, [h, w])
+
+
 def test_no_target_gives_zero_and_no_gradient():
     h, w = torch.randn(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     loss, _ = cross_entropy(h, torch.zeros(0, dtype=torch.long), Head(w))

@@ -61,6 +61,11 @@ class Batch:
         """Targets that something precedes in their document: what a loss is normalised by."""
         return int((self.mask.astype(bool) & (self.position_ids > 0)).sum())
 
+    def predicted_of(self, source: int) -> int:
+        """Of these, how many belong to a source."""
+        own = np.repeat(np.asarray(self.sources) == source, self.doc_lengths)
+        return int((self.mask.astype(bool) & (self.position_ids > 0) & own).sum())
+
     def split(self, max_tokens: int) -> list[Batch]:
         """The same documents in parts of about `max_tokens` tokens (a document's length more at most), longest first: attention over
         documents that are alike in length is one batch. The order is fixed by their lengths and places."""

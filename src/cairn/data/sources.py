@@ -30,6 +30,10 @@ class Source(Config):
     """How the file is read; `auto` looks at its first row."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """How often a row of this source is drawn, against the other sources' weights. Above 0."""
+    loss_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """How much a target of this source counts in the loss, against the others' targets: C-RLFT's weight of a class of data (OpenChat)."""
+    attributes: dict[str, int] | None = None
+    """Attributes of dialogues that name none, such as `{class: 0}`: what the prompt says of a class of data."""
     language: str | None = None
     """The language of rows that name none, such as `en`."""
     limit: int | None = Field(default=None, ge=1)
@@ -56,4 +60,7 @@ class Source(Config):
             UserError: a bad row, or a file that is missing, empty or not understood.
         """
         rows = read_rows(path, self.reader, source=self.name, language=self.language, encoding=self.encoding, separator=self.separator)
-        return islice(rows, self.limit)
+        kept = islice(rows, self.limit)
+        if self.attributes is None:
+            return kept
+        return ({"attributes": self.attributes, **row} if "messages" in row else row for row in kept)

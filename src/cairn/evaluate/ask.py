@@ -49,8 +49,8 @@ def check_dialogue(suite: Suite, row: Row) -> None:
 
 def ask(
     subject: Subject, suite: Suite, rows: Sequence[Row], examples: Sequence[Row], max_batch: int, on_progress: Report | None = None
-) -> list[Asked]:
-    """Every row's answer, in the order of the rows.
+) -> tuple[list[Asked], bool]:
+    """Every row's answer, in the order of the rows, and whether none of them can depend on what ran beside it.
 
     Args:
         subject: the model.
@@ -60,9 +60,10 @@ def ask(
         max_batch: questions answered together at most.
         on_progress: called with (finished questions, generated tokens).
     """
+    from cairn.generate.choose import Choose
     from cairn.generate.engine import Engine
 
-    engine = Engine(subject.model, max_batch=max_batch, vocab_size=subject.tokenizer.vocab_size)
+    engine = Engine(subject.model, max_batch=max_batch, vocab_size=subject.tokenizer.vocab_size, runner=Choose())
     asked = [_begin(suite, row, examples) for row in rows]
     tokens = finished = 0
     while waiting := [one for one in asked if not one.reason]:
@@ -78,7 +79,7 @@ def ask(
                 _go_on(subject, one)
         finished = sum(1 for one in asked if one.reason)
         report(0, 0, (finished, tokens))
-    return asked
+    return asked, engine.deterministic
 
 
 def _begin(suite: Suite, row: Row, examples: Sequence[Row]) -> Asked:

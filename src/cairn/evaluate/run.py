@@ -92,13 +92,22 @@ def run_suite(
         prompt_of(suite, row, examples)
         check_dialogue(suite, row)
     report = (lambda done, tokens: on_progress(done, len(rows), tokens)) if on_progress else None
-    samples = [_sample(subject, suite, asked) for asked in ask(subject, suite, rows, examples, max_batch, report)]
+    answers, deterministic = ask(subject, suite, rows, examples, max_batch, report)
+    samples = [_sample(subject, suite, asked) for asked in answers]
     path, digest = write_samples(folder, suite.name, samples)
-    return summarise(suite, samples, path, digest)
+    return summarise(suite, samples, path, digest, deterministic=deterministic)
 
 
-def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> list[Result]:
-    """The results of scored samples: one a group, in the order in which the groups first appear."""
+def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str, *, deterministic: bool) -> list[Result]:
+    """The results of scored samples: one a group, in the order in which the groups first appear.
+
+    Args:
+        suite: how they were asked and scored.
+        samples: the scored samples.
+        path: the samples' file.
+        digest: its sha256.
+        deterministic: whether no answer can depend on what ran beside it.
+    """
     scores: dict[str | None, list[float]] = {}
     for sample in samples:
         scores.setdefault(sample["skill"], []).append(sample["score"])
@@ -118,17 +127,18 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str) -> l
                 high=high,
                 samples=path,
                 samples_sha256=digest,
-                detail=_detail(suite),
+                detail=_detail(suite, deterministic),
             )
         )
     return results
 
 
-def _detail(suite: Suite) -> dict[str, Any]:
+def _detail(suite: Suite, deterministic: bool) -> dict[str, Any]:
     """How the questions were asked and read: without it a number cannot be compared."""
     asked = {"prompt": suite.prompt, "few_shot": suite.few_shot, "own_turns": suite.own_turns}
     how: dict[str, Any] = {"extractor": f"{suite.extractor.name} v{suite.extractor.version}", "max_new_tokens": suite.max_new_tokens}
-    how["deterministic"] = False  # answers run in batches: near ties may fall otherwise in another company
+    # Where not, answers run in batches of the model's own forward, and near ties may fall otherwise in another company.
+    how["deterministic"] = deterministic
     return {**how, **{name: value for name, value in asked.items() if value}}
 
 

@@ -73,8 +73,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head, z_loss: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head, z_loss: float,
+        counts_N: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
         grads = _Gradients(h_ND, weight_VD, bias_V)
@@ -85,11 +86,15 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 p = torch.softmax(z, -1)
                 lse = _log_sum(z, p)
                 nll_N[part] = lse - z.gather(1, targets_N[part, None])[:, 0].float()
-                total += nll_N[part].sum()
+                terms = nll_N[part]
                 if z_loss:
-                    total += z_loss * lse.square().sum()
+                    terms = terms + z_loss * lse.square()
                     p *= (1.0 + 2.0 * z_loss * lse)[:, None]
                 p[torch.arange(len(lse), device=p.device), targets_N[part]] -= 1.0
+                if counts_N is not None:
+                    terms = terms * counts_N[part]
+                    p *= counts_N[part, None]
+                total += terms.sum()
                 grads.add(whole, part, p, slope, head)
             grads.end(whole)
         ctx.gradients = (grads.dh, grads.dw, grads.db)
@@ -99,7 +104,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_scaled_once(ctx, grads[0]), None, None, None
+        return *_scaled_once(ctx, grads[0]), None, None, None, None
 
 
 class _Summed(torch.autograd.Function):
@@ -243,7 +248,9 @@ def _log_sum(z: Tensor, p: Tensor) -> Tensor:
     return z.amax(-1).float() - p.amax(-1).float().log()
 
 
-def cross_entropy(h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def cross_entropy(
+    h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0.0, counts_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Σ −log p(target) over N positions, with its gradient, and each position's, without.
 
     Args:
@@ -251,11 +258,12 @@ def cross_entropy(h_ND: Tensor, targets_N: Tensor, head: Head, z_loss: float = 0
         targets_N: the ids of those next tokens.
         head: the output head.
         z_loss: adds this much of Σ log²Z to the sum, which keeps logits from drifting (PaLM, Chowdhery et al. 2022).
+        counts_N: how much each position counts in the sum, fp32; None: 1.
 
     Returns:
         The sum, in nats, fp32 (z-loss included); and −log p(target) of each position, fp32, detached.
     """
-    return _SummedCrossEntropy.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head, z_loss)
+    return _SummedCrossEntropy.apply(h_ND, head.weight_VD, head.bias_V, targets_N, head, z_loss, counts_N)
 
 
 def log_probabilities(h_ND: Tensor, targets_N: Tensor, head: Head) -> Tensor:

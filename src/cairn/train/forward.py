@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,8 +127,19 @@ def answer_log_probabilities(model: Any, batch: TorchBatch) -> tuple[Tensor, Ten
     return torch.zeros(count, device=logp_N.device).index_add(0, batch.answer_N, logp_N), sizes
 
 
-def target_loss(model: Any, batch: TorchBatch, z_loss: float = 0.0) -> Loss:
-    """Σ −log p over the batch's targets, in nats; head and loss are computed at targets only."""
+def target_loss(model: Any, batch: TorchBatch, z_loss: float = 0.0, of_source: Sequence[float] | None = None) -> Loss:
+    """Σ −log p over the batch's targets, in nats; head and loss are computed at targets only.
+
+    Args:
+        model: the model.
+        batch: the documents.
+        z_loss: see `cross_entropy`.
+        of_source: how much a target of each source counts; None: all alike.
+    """
     h = hidden_states(model, batch)
-    total, nll_N = cross_entropy(h.index_select(0, batch.predict_N), batch.targets_N, head_of(model), z_loss)
+    counts_N = None
+    if of_source is not None:
+        counts_D = torch.tensor([of_source[source] for source, _ in batch.origins], dtype=torch.float32, device=h.device)
+        counts_N = counts_D[batch.document_N]
+    total, nll_N = cross_entropy(h.index_select(0, batch.predict_N), batch.targets_N, head_of(model), z_loss, counts_N)
     return Loss(total, int(batch.predict_N.numel()), nll_N=nll_N)

@@ -56,7 +56,7 @@ def test_every_row_is_well_formed_and_has_its_own_id(corpus):
 
 def test_the_default_sizes_are_enough_to_measure_with(corpus):
     at_least = {"functions": 400, "arithmetic": 400, "facts": 200, "identity": 80, "json": 150, "lists": 200, "refusal": 100}
-    at_least |= {"harmless": 100, "korean": 36, "japanese": 36, "orders": 100, "turns": 150}
+    at_least |= {"harmless": 100, "korean": 36, "japanese": 36, "orders": 100, "turns": 150, "steering": 150}
     assert {name: len(corpus.test[name]) for name, n in at_least.items() if len(corpus.test[name]) < n} == {}
     assert set(corpus.test) == set(at_least)
     assert set(corpus.train) == {name for name, skill in ALL.items() if skill.train}
@@ -66,7 +66,7 @@ def test_the_default_sizes_are_enough_to_measure_with(corpus):
 
 def test_no_question_twice_within_a_test(corpus):
     for rows in corpus.test.values():
-        asked = [normalise(r["messages"][-2]["content"]) for r in rows]
+        asked = [(normalise(r["messages"][-2]["content"]), repr(r.get("attributes"))) for r in rows]
         assert len(set(asked)) == len(asked)
 
 

@@ -230,8 +230,9 @@ def test_one_question_has_one_answer(corpus):
         for row in dialogues(corpus, name):
             if "tools" in row or name == "chat":
                 continue
-            # An order changes every answer of its dialogue.
-            text = repr([m["content"] for m in row["messages"][:-1]]).casefold() if name == "orders" else question(row).casefold()
+            # An order changes every answer of its dialogue, attributes change theirs.
+            asked = ([m["content"] for m in row["messages"][:-1]], row.get("attributes"))
+            text = repr(asked).casefold() if name in ("orders", "steering") else question(row).casefold()
             assert known.setdefault(text, answer(row)) == answer(row), text
     assert len(known) > 10_000
 

@@ -102,6 +102,9 @@ class TrainConfig(Training):
         for name in self.labelled:
             if name not in names:
                 raise ValueError(f"labelled names no source of data: {name}. {did_you_mean(name, names)}")
+        weighed = [source.name for source in self.data if source.loss_weight != 1.0]
+        if weighed and self.objective not in ("supervised", "language_model"):
+            raise ValueError(f"{weighed[0]} has a loss_weight, which only the objectives supervised and language_model know")
         if self.labelled and (self.format is None or not load_format(self.format).attributes):
             raise ValueError("labelled needs a format with attributes: give format: karakuri")
         if len(set(names)) != len(names):
@@ -359,6 +362,8 @@ class Train(Stage):
         """The teacher, where the objective learns from one; the reference's log-probabilities, where the loss asks for them: of a stage, or
         of the weights before the first step."""
         config: TrainConfig = context.config
+        if any(source.loss_weight != 1.0 for source in config.data):
+            trainer.objective.of_source = [source.loss_weight for source in config.data]
         if config.distillation is not None:
             from cairn.pipeline.teachers import teacher_of
 

@@ -11,6 +11,7 @@ and what else of `Base` is not as it is for the likelihood of tokens.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class Base:
 
     reference: Any = None
     """What a reference model gives each answer (`cairn.train.reference`), where one is needed."""
+    of_source: Sequence[float] | None = None
+    """How much a target of each source counts (C-RLFT, Wang et al. 2023: classes of data by their quality); None: all alike."""
     teacher: Any = None
     """Who is learnt from (`cairn.train.teacher`), where one is needed."""
     rules: Mapping[str, Callable[[dict[str, float], int], str]] = {}
@@ -69,9 +72,11 @@ class Base:
         """The sum of a micro-batch's terms."""
         raise NotImplementedError
 
-    def count(self, batch: Any) -> int:
+    def count(self, batch: Any) -> float:
         """How many terms a whole step sums: what its loss is divided by. Asked of the data room's batch, which every rank has read."""
-        return int(batch.predicted)
+        if self.of_source is None:
+            return int(batch.predicted)
+        return math.fsum(counts * batch.predicted_of(source) for source, counts in enumerate(self.of_source))
 
     def measure(self, model: Any, batch: Any) -> Tensor:
         """A number for each answer of a micro-batch, without a gradient: a log-probability, a reward."""

@@ -14,4 +14,4 @@ class Objective(Base):
     targets: Literal["all", "mask", "answers"] = "all"
 
     def loss(self, model: Any, batch: Any) -> Loss:
-        return target_loss(model, batch)
+        return target_loss(model, batch, of_source=self.of_source)

@@ -79,4 +79,4 @@ def _drafts(seed: int, split: str) -> Iterator[Draft]:
         yield Draft((key,), held_out(key, SHARE), messages, attributes=attributes)
 
 
-SKILLS = (Skill(name="steering", drafts=_drafts),)
+SKILLS = (Skill(name="steering", drafts=_drafts, train=4000, test=150),)
