@@ -11,6 +11,7 @@ import torch
 
 from cairn.errors import UserError
 from cairn.ledger.environment import CUBLAS_WORKSPACE, threads
+from cairn.model.speed import keep_code_once
 
 _VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _REPEATING = (":4096:8", ":16:8")
@@ -26,6 +27,7 @@ def deterministic(count: int | None = None) -> None:
     Raises:
         UserError: on CUDA, CUBLAS_WORKSPACE_CONFIG asks for a workspace with which sums do not repeat.
     """
+    keep_code_once()
     # Sums are cut into one piece a thread, so another number of threads adds in another order.
     torch.set_num_threads(threads() if count is None else count)
     torch.use_deterministic_algorithms(True)
