@@ -22,14 +22,16 @@ RECIPE, SKILL = "brief", "arithmetic"
 GAIN, SECONDS, FALL, START = ">= 25", "<= 600", "<= 2", "<= 60"
 STAGE: dict[str, Any] = {
     "kind": "grpo", "init": "chat",
-    "metric": {"arithmetic": "number", "harmless": "answers", "refusal": "refuses", "korean": "exact", "japanese": "exact"},
-    "rollouts": {"prompts": 32, "answers": 8, "max_new_tokens": 40},
+    "rollouts": {"prompts": 40, "answers": 8, "max_new_tokens": 40, "max_batch": 320},
     "sequence_length": 256, "batch_sequences": 16, "precision": "bfloat16",
     "optimizer": {"kind": "muon", "lr": 0.004, "adam_lr": 0.0005, "embedding_lr": 0.003},
     "schedule": {"kind": "linear", "warmup": 0.02, "final": 0.1},
 }  # fmt: skip
-WEIGHTS = {"arithmetic": 1.0, "harmless": 0.08, "refusal": 0.08, "korean": 0.06, "japanese": 0.06}
-"""How often a prompt of each skill is drawn: a few of the skills that rest on few rows keep them while arithmetic is learnt."""
+REWARDS = {
+    "arithmetic": ("number", 1.0), "identity": ("exact", 0.08), "json": ("json", 0.1), "lists": ("exact", 0.06), "facts": ("exact", 0.06),
+    "harmless": ("answers", 0.08), "refusal": ("refuses", 0.06), "korean": ("exact", 0.06), "japanese": ("exact", 0.06),
+}  # fmt: skip
+"""The metric of each skill, and how often a prompt of it is drawn: a few of the others keep what is half learnt there."""
 NOTHING: list[str] = []
 
 
@@ -40,7 +42,7 @@ class Options(Config):
     """A new or empty folder for the store, kept afterwards; None: a temporary one."""
     tokens: int = Field(800_000, gt=0)
     """Of the short tuning; the recipe's own has 3.8 million."""
-    steps: int = Field(160, gt=0)
+    steps: int = Field(120, gt=0)
     """Updates of the stage grpo."""
     budget: list[str] = NOTHING
     """Further overrides, as `cairn run --set` takes them."""
@@ -67,9 +69,13 @@ def recipe(options: Options) -> dict[str, Any]:
     stages = yaml.safe_load(built_in()["pebble"].read_text(encoding="utf-8"))["stages"]
     kept = {name: stages[name] for name in ("corpus", "tokenizer", "base", "chat")}
     kept["chat"] |= {"tokens": options.tokens, "checkpoints": {"every": 0}}
-    data = [{"name": name, "stage": "corpus", "file": f"train/{name}.jsonl", "weight": weight} for name, weight in WEIGHTS.items()]
+    data = [
+        {"name": name, "stage": "corpus", "file": f"train/{name}.jsonl", "weight": weight} for name, (_, weight) in REWARDS.items()
+    ]
+    metric = {name: metric for name, (metric, _) in REWARDS.items()}
     exam = {"kind": "evaluate", "data": "corpus", "suites": ["pebble"]}
-    more = {"before": exam | {"model": "chat"}, "grpo": STAGE | {"data": data, "steps": options.steps}, "after": exam | {"model": "grpo"}}
+    rewarded = STAGE | {"data": data, "metric": metric, "steps": options.steps}
+    more = {"before": exam | {"model": "chat"}, "grpo": rewarded, "after": exam | {"model": "grpo"}}
     return {"recipe": RECIPE, "seed": 1, "stages": kept | more}
 
 
