@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import random
 import statistics
+import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +30,38 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Llamas with tied embeddings, in a context of 2,048; 135M is SmolLM's."""
 
-Part = Literal["one", "sixteen", "mixed", "copying", "start", "perplexity"]
-PARTS: list[Part] = ["one", "sixteen", "mixed", "copying", "start", "perplexity"]
+Part = Literal["one", "sixteen", "mixed", "copying", "held", "start", "perplexity"]
+PARTS: list[Part] = ["one", "sixteen", "mixed", "copying", "held", "start", "perplexity"]
+HELD: dict[str, str] = {"held": ">= 0.9", "held16": ""}
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "maxLength": 60},
+        "start": {"type": "string", "format": "date-time"},
+        "minutes": {"type": "integer", "minimum": 5, "maximum": 1440},
+        "where": {"type": "string", "maxLength": 80},
+        "guests": {
+            "type": "array",
+            "minItems": 2,
+            "maxItems": 4,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "maxLength": 40},
+                    "email": {"type": "string", "pattern": "^[a-z]{1,20}@[a-z]{1,20}\\.org$"},
+                    "optional": {"type": "boolean"},
+                },
+                "required": ["name", "email"],
+                "additionalProperties": False,
+            },
+        },
+        "repeat": {"enum": ["never", "daily", "weekly", "monthly"]},
+        "remind": {"type": ["integer", "null"], "minimum": 0, "maximum": 10080},
+    },
+    "required": ["title", "start", "minutes", "guests", "repeat"],
+    "additionalProperties": False,
+}
+"""What a calendar's function takes: texts of bounded length, so that weights without a mind come to an end too."""
 BYTES = {"bfloat16": 2.0, "int8": 1.0}
 
 
@@ -101,8 +133,10 @@ class Bench:
         """Random weights in bf16, once for all."""
         import torch
 
+        from cairn.chat.format import load_format
         from cairn.model.config import ModelConfig
         from cairn.model.load import new_model, save_model
+        from cairn.tokenizer.train import TokenizerConfig, train_tokenizer
 
         for shape in self.options.shapes:
             known = dict(SHAPES[shape])
@@ -111,11 +145,17 @@ class Bench:
             model = new_model(config, vocab_size=vocab, bos_id=None, eos_id=None, pad_id=None, seed=self.options.seed).to(torch.bfloat16)
             self.parameters[shape] = sum(p.numel() for p in model.parameters())
             save_model(model, self.model(shape))
+            if "held" in self.options.parts:
+                train_tokenizer(library_text(), TokenizerConfig(vocab_size=vocab), load_format("k2"), self.tokenizer(shape))
             say(f"{shape}: {self.parameters[shape]:,} parameters")
 
     def model(self, shape: str) -> Path:
         """Where a shape's model lies."""
         return self.folder / shape / "model"
+
+    def tokenizer(self, shape: str) -> Path:
+        """Where a tokenizer of its vocabulary's size lies."""
+        return self.folder / shape / "tokenizer"
 
     def works(self, shape: str) -> dict[str, Any]:
         """The requests of each work: (prompt, wanted tokens)."""
@@ -128,6 +168,7 @@ class Bench:
         def length() -> int:
             return round(16 * (o.longest / 16) ** rng.random())
 
+        held = [(ids(o.prompt), 0) for _ in range(16)] if "held" in o.parts else []
         copied = [ids(4 * o.answer) for _ in range(2)]
         return {
             "one": [(ids(o.prompt), o.answer)],
@@ -135,6 +176,8 @@ class Bench:
             "mixed": [(ids(length()), length()) for _ in range(32)],
             "copying": [(text, o.answer) for text in copied],
             "copying+": [(text, o.answer) for text in copied],
+            "held": held[:1],
+            "held16": held,
         }
 
     def answers(self, shape: str, works: dict[str, Any]) -> list[list[int]]:
@@ -163,7 +206,10 @@ class Bench:
     def ours(self, shape: str, weights: str) -> Script:
         """Our process with weights of one kind."""
         answers = self.answers(shape, self.works(shape))
-        return self.start("ours", {"dtype": "bfloat16", "weights": weights, "answers": answers}, shape, f"ours {weights}")
+        told: dict[str, Any] = {"dtype": "bfloat16", "weights": weights, "answers": answers}
+        if "held" in self.options.parts:
+            told |= {"tokenizer": str(self.tokenizer(shape)), "schema": SCHEMA}
+        return self.start("ours", told, shape, f"ours {weights}")
 
     def peer(self, shape: str, name: str) -> Script:
         """A peer's process."""
@@ -208,11 +254,35 @@ def measure(bench: Bench, shape: str, weights: str) -> list[Row]:
             measure = f"{shape} {weights}: tokens/s of answers that copy, prompt lookup / plain"
             rows.append(row(measure, median(drafted).rate, ">= 1.5", peer=median(plain).rate))
             say(f"  {shape}, prompt lookup / plain: {median(drafted).rate / median(plain).rate:.2f}")
+        if "held" in options.parts:
+            rows += held(bench, shape, weights, ours)
         if "perplexity" in options.parts and weights != "bfloat16":
             found = ours.ask("perplexity")
             what = f"{shape} {weights}: perplexity over 512 tokens of the bf16 model's own, {weights} / bf16"
             rows.append(row(what, found["rounded"], peer=found["full"]))
     return rows
+
+
+def held(bench: Bench, shape: str, weights: str, ours: Script) -> list[Row]:
+    """Answers under a JSON schema, and as many tokens of the same prompts without one, in turns."""
+    rows = []
+    for work, must in HELD.items():
+        under, free = turns(bench, ours, ours, work, f"un{work}")
+        a, b = median(under), median(free)
+        what = "one request" if work == "held" else "16 requests"
+        say(f"  {shape}, {what} under a JSON schema / free: {a.rate / b.rate:.2f}; by processor time {a.thrift / b.thrift:.2f}")
+        rows.append(row(f"{shape} {weights}: tokens/s of {what} under a JSON schema / free", a.rate, must, peer=b.rate))
+    return rows
+
+
+def library_text(characters: int = 16_000_000) -> Iterator[str]:
+    """Python's own library as text: what a vocabulary can be made of on every machine."""
+    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in file.parts:
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")[:characters]
+        characters -= len(text)
+        yield from (text[at : at + 4000] for at in range(0, len(text), 4000))
 
 
 def alone(bench: Bench, ours: Script) -> tuple[float, float]:

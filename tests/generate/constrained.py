@@ -44,7 +44,7 @@ def walk(compiled: Callable[[], Any], budget: int, seed: int = 0, choose: Choose
             ids = mask.nonzero()[:, 0].tolist()
             assert ids, "no id is left"
             id = choose(ids, rng)
-            if matcher.accept(id):
+            if matcher.accept(id, left):
                 break
         out.append(id)
     return out, matcher.finished

@@ -11,6 +11,7 @@ from torch import Tensor
 from cairn.errors import UserError
 from cairn.generate.choice import Choice, logprob
 from cairn.generate.engine import Engine, Request
+from cairn.generate.matcher import Matcher
 from cairn.generate.sampling import Sampling
 
 from .conftest import VOCAB, prompts
@@ -19,7 +20,7 @@ from .conftest import VOCAB, prompts
 def adjusted(sampling: Sampling, logits: list[float], prompt: list[int], answer: list[int]) -> list[float]:
     choice = Choice(Request(prompt, sampling), len(logits))
     for id in answer:
-        choice.accept(id)
+        assert choice.accept(id, 9)
     return choice.adjust(torch.tensor(logits), 9).tolist()
 
 
@@ -41,7 +42,7 @@ def test_bias_and_penalties_reach_the_answer(llama: Any) -> None:
     assert len(set(varied.ids)) == 40
 
 
-class Counts:
+class Counts(Matcher):
     """Allows 40 and 41 by turns, as often as is asked."""
 
     def __init__(self, most: int) -> None:
@@ -60,8 +61,9 @@ class Counts:
         mask[40 + self.taken % 2] = True
         return mask
 
-    def accept(self, id: int) -> bool:
-        assert id == 40 + self.taken % 2
+    def accept(self, id: int, left: int) -> bool:
+        if id != 40 + self.taken % 2:
+            return False
         self.taken += 1
         return True
 
@@ -98,7 +100,7 @@ def test_a_constraint_that_allows_nothing_is_told(llama: Any) -> None:
 
 def test_a_constraint_that_refuses_what_it_allows_ends_its_request_alone(llama: Any) -> None:
     class Stubborn(Counts):
-        def accept(self, id: int) -> bool:
+        def accept(self, id: int, left: int) -> bool:
             return False
 
     engine = Engine(llama)

@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,16 @@ from cairn.errors import UserError
 from cairn.generate import grammar
 from cairn.generate.constrain import Constrainer
 from cairn.generate.engine import Engine, Request
+from cairn.generate.fast import FastRunner
+from cairn.generate.many import beam_search
+from cairn.generate.runner import Runner
 from cairn.generate.sampling import Sampling
+from cairn.generate.speculate import PromptLookup, Speculative
 from cairn.score.json_match import parse_json
 from cairn.tokenizer.load import Tokenizer
 from cairn.tokenizer.train import byte_tokenizer
 
-from .constrained import answer, text_of, trained, valid, walk
+from .constrained import answer, anything, text_of, trained, valid, walk
 
 PERSON = {
     "type": "object",
@@ -250,13 +255,12 @@ def test_where_the_library_gives_up_the_known_ending_is_taken(constrainer: Const
     matcher = constrainer.compile(grammar.json_schema(PERSON))()
     ids = tokenizer.encode('{"name":"Os')
     for id in ids:
-        assert matcher.accept(id)
-        matcher.allowed(50)
+        assert matcher.accept(id, 50)
     matcher._matcher.consume_token(tokenizer.token_id("<|beginofuser|>"))
     assert matcher._matcher.is_error()
     while not matcher.finished:
         (id,) = matcher.allowed(50 - len(ids)).nonzero()[:, 0].tolist()
-        assert matcher.accept(id)
+        assert matcher.accept(id, 50 - len(ids))
         ids.append(id)
     assert valid(PERSON, json.loads(tokenizer.decode(ids)))
 
@@ -309,11 +313,12 @@ def test_text_that_turns_into_a_call_is_held_from_there_on(constrainer: Constrai
     matcher = compiled()
     for id in tokenizer.encode("Let me see.\n<tool_call>"):
         assert matcher.allowed(200)[id]
-        assert matcher.accept(id)
+        assert matcher.accept(id, 200)
     rng, ids = random.Random(1), []
     while not matcher.finished:
-        id = rng.choice(matcher.allowed(100 - len(ids)).nonzero()[:, 0].tolist())
-        if matcher.accept(id):
+        left = 100 - len(ids)
+        id = rng.choice(matcher.allowed(left).nonzero()[:, 0].tolist())
+        if matcher.accept(id, left):
             ids.append(id)
     message = parse_answer(format, tokenizer, tokenizer.encode("Let me see.\n<tool_call>") + ids)
     assert message["content"] == "Let me see."
@@ -325,7 +330,7 @@ def test_several_calls_only_where_they_are_allowed(constrainer: Constrainer, tok
     two = layout.write([("now", {}), ("light", {"on": True})])
     for parallel, fits in ((True, True), (False, False)):
         matcher = constrainer.compile(grammar.calls(layout, TOOLS, "required", parallel))()
-        took = all(matcher.allowed(300)[id] and matcher.accept(id) for id in tokenizer.encode(two))
+        took = all(matcher.allowed(300)[id] and matcher.accept(id, 300) for id in tokenizer.encode(two))
         assert took == fits
 
 
@@ -373,6 +378,92 @@ def test_sampling_under_a_constraint_keeps_the_model_s_proportions(constrainer: 
     logits = engine.model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
     want = logits[[tokenizer.encode(letter)[0] for letter in "abcde"]].softmax(-1).tolist()
     assert shares == pytest.approx(want, abs=0.05)
+
+
+def _calls_and_texts(constrainer: Constrainer) -> list[Any]:
+    """Constraints of several kinds, the last of which is none."""
+    return [
+        constrainer.compile(grammar.json_schema(PERSON)),
+        constrainer.compile(grammar.calls(call_layout(load_format("k2")), TOOLS, "required")),
+        constrainer.compile(grammar.calls(call_layout(load_format("k2")), TOOLS, "auto")),
+        constrainer.compile(grammar.regex("([a-z]{1,9} ){3,200}")),
+        None,
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_change_no_constrained_answer(constrainer: Constrainer, tokenizer: Tokenizer, temperature: float) -> None:
+    """Thousands of tokens; the prompts hold what was answered before, so that much is drafted."""
+    model = _model(tokenizer.vocab_size)
+    made: list[Speculative] = []
+
+    def drafting(model: Any, slots: int, alone: bool) -> Runner:
+        made.append(Speculative(FastRunner(model, slots, 512), PromptLookup(longest=2, shortest=1)))
+        return made[0]
+
+    plain = Engine(model, vocab_size=tokenizer.vocab_size, runner=lambda m, slots, alone: FastRunner(m, slots, 512))
+    stops = frozenset(constrainer.vocabulary.stop_ids)
+    kinds = _calls_and_texts(constrainer)
+    requests = [
+        Request(
+            [5, 6, 7 + i], Sampling(max_new_tokens=60 + 4 * i, temperature=temperature, seed=i), stops, index=i, constraint=kinds[i % 5]
+        )
+        for i in range(20)
+    ]
+    first = plain.generate(requests)
+    again = [replace(r, ids=[*r.ids, *c.ids, 9, 5]) for r, c in zip(requests, first, strict=True)]
+    want = [c.ids for c in plain.generate(again)]
+    assert [c.ids for c in Engine(model, vocab_size=tokenizer.vocab_size, runner=drafting).generate(again)] == want
+    assert sum(map(len, [*want, *(c.ids for c in first)])) > 2000
+    assert made[0].counts["accepted"] > 50
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_asking_the_model_less_changes_no_answer(constrainer: Constrainer, tokenizer: Tokenizer, temperature: float) -> None:
+    """Whoever wants log-probabilities has the model asked for every token; a greedy choice under a penalty of nothing sees every mask."""
+    engine = Engine(_model(tokenizer.vocab_size), vocab_size=tokenizer.vocab_size, runner=lambda m, slots, alone: FastRunner(m, slots, 512))
+    kinds, stops = _calls_and_texts(constrainer), frozenset(constrainer.vocabulary.stop_ids)
+    before: list[list[int]] = []
+    for bias in ({}, {5: 0.0}):
+        sampling = [Sampling(max_new_tokens=80 + 9 * i, temperature=temperature, seed=i, logit_bias=bias) for i in range(10)]
+        requests = [Request([5, 6, 7 + i], s, stops, index=i, constraint=kinds[i % 4]) for i, s in enumerate(sampling)]
+        steps = engine.scheduler.counts["steps"]
+        short = engine.generate(requests)
+        asked = engine.scheduler.counts["steps"] - steps
+        long = engine.generate([replace(r, logprobs=0) for r in requests])
+        assert [c.ids for c in short] == [c.ids for c in long]
+        assert asked < engine.scheduler.counts["steps"] - steps - asked, "or nothing was forced"
+        if bias:
+            assert [c.ids for c in short] == before
+        before = [c.ids for c in short]
+
+
+def test_only_text_is_written_as_the_tokenizer_writes_it(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
+    text = "The weather in Oslo is sunny today"
+    matcher = constrainer.compile(grammar.choice([text]))()
+    ids = tokenizer.encode(text)
+    assert matcher.forced(60)[:5] == ids[:5]
+    assert matcher.allowed(60).nonzero()[:, 0].tolist() == ids[:1]
+    other = next(id for id in range(tokenizer.vocab_size) if tokenizer.decode([id]) == "T")
+    assert not matcher.accept(other, 60)
+    assert matcher.accept(ids[0], 60)
+    assert matcher.fork().forced(60) == matcher.forced(60)
+    assert not constrainer.compile(grammar.regex("[a-z]+"))().forced(9)
+
+
+def test_beams_keep_to_a_schema_in_any_budget(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
+    engine = Engine(_model(tokenizer.vocab_size), max_batch=8, vocab_size=tokenizer.vocab_size)
+    compiled = constrainer.compile(grammar.json_schema(PERSON))
+    stops = frozenset(constrainer.vocabulary.stop_ids)
+    for spare in (0, 1, 5, 30):
+        request = Request([5, 6, 7], Sampling(max_new_tokens=compiled.shortest + spare), stops, constraint=compiled)
+        got = beam_search(engine, request, 3, n=3)
+        assert got
+        assert [score for _, score in got] == sorted((score for _, score in got), reverse=True)
+        for completion, _ in got:
+            assert valid(PERSON, json.loads(tokenizer.decode(completion.content_ids))), completion
+    request = Request([5, 6, 7], Sampling(max_new_tokens=9), stops, constraint=constrainer.compile(grammar.choice(["red", "green"])))
+    assert {tokenizer.decode(c.content_ids) for c, _ in beam_search(engine, request, 4, n=4)} == {"red", "green"}
 
 
 # --- what cannot be done
@@ -454,6 +545,56 @@ def test_a_catastrophic_schema_costs_its_own_process(tokenizer: Tokenizer) -> No
         assert constrainer.compile(grammar.json_schema(PERSON)).shortest > 0
     finally:
         constrainer.close()
+
+
+TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "of": {"type": "array", "items": {"$ref": "#"}}}, "required": ["of"]}
+HARD: dict[str, Any] = {
+    "a tree of trees": lambda: grammar.json_schema(TREE),
+    "two that name each other": lambda: grammar.json_schema(
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": {"type": "object", "properties": {"b": {"$ref": "#/$defs/b"}}, "additionalProperties": False},
+                "b": {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 3},
+            },
+        }
+    ),
+    "alternatives that begin alike": lambda: grammar.json_schema(
+        {"anyOf": [{"type": "array", "items": {"type": "string", "minLength": i}, "minItems": 2} for i in range(20)]}
+    ),
+    "repeated repetitions": lambda: grammar.regex("(a*)*b"),
+    "nested plus": lambda: grammar.regex("(x+x+)+y"),
+    "the same twice": lambda: grammar.regex("(a|a|ab|ba)*c"),
+    "anything, often": lambda: grammar.regex(".*.*.*=.*.*.*;"),
+    "counted overlaps": lambda: grammar.regex("(.{0,20}a){12}z"),
+    "an ambiguous grammar": lambda: grammar.grammar('start: s\ns: s s | "a" | "(" s ")"'),
+    "a grammar of nothing but empties": lambda: grammar.grammar('start: a a a a a a "x"\na: b b b b |\nb: "y" |'),
+    "palindromes": lambda: grammar.grammar('start: "a" start "a" | "b" start "b" | "c"'),
+}
+
+
+def _compiled(constrainer: Constrainer, made: Any) -> Any:
+    """The constraint, or None where it is refused with a reason."""
+    try:
+        return constrainer.compile(made)
+    except UserError:
+        return None
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_is_hard_to_parse_hangs_nobody(constrainer: Constrainer, tokenizer: Tokenizer, name: str) -> None:
+    """Each ends, within its budget, in an answer that is complete, or is refused with a reason before its first token."""
+    begun = time.process_time()
+    compiled = _compiled(constrainer, HARD[name]())
+    marks = [tokenizer.encode(text)[0] for text in ("a", "[", "(", "x")]
+    for seed, spare in enumerate((0, 7, 150) if compiled is not None else ()):
+        choose = [anything, lambda ids, rng: next((id for id in marks if id in ids), ids[0])][seed % 2]
+        ids, _ = walk(compiled, compiled.shortest + spare, seed, choose)
+        whole = compiled()
+        assert all(whole.accept(id, 1000) for id in ids if id not in constrainer.vocabulary.stop_ids)
+        assert whole._may_end(tokenizer.eos_id)
+    assert time.process_time() - begun < 10
+    constrainer.compile(grammar.choice(["the next one is served"]))
 
 
 # --- real schemas

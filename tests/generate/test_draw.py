@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cairn.config import build
 from cairn.errors import UserError
-from cairn.generate.draw import NOT_FINITE, Chooser, draw, penalise, truncate
+from cairn.generate.draw import NOT_FINITE, Chooser, draw, likeliest, penalise, truncate
 from cairn.generate.sampling import Sampling
 from cairn.ledger import seeds
 
@@ -98,7 +98,7 @@ def test_temperature_sharpens_and_flattens() -> None:
 
     def share(temperature: float) -> float:
         chooser = Chooser([Sampling(temperature=temperature)] * 4000)
-        return (chooser.choose(logits.expand(4000, -1), uniform_B=uniforms) == 0).double().mean().item()
+        return (chooser.choose(logits.expand(4000, -1), uniforms) == 0).double().mean().item()
 
     assert share(1.0) == pytest.approx(0.6, abs=0.04)
     assert share(0.2) == pytest.approx(0.6**5 / (0.6**5 + 0.4**5), abs=0.04)
@@ -112,18 +112,19 @@ def test_penalty_moves_seen_tokens_away_from_likely() -> None:
 
 
 def test_rows_of_one_batch_keep_their_own_samplings() -> None:
-    samplings = [Sampling(), Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0), Sampling(temperature=1.0, min_p=0.9)]
-    logits = torch.tensor([[0.5, 0.4, 0.1]]).log().expand(4, -1)
-    chooser = Chooser(samplings)
-    high = torch.full((4,), 0.95, dtype=torch.float64)
-    assert chooser.choose(logits, uniform_B=high).tolist() == [0, 0, 2, 0]
-    assert Chooser(samplings[2:]).choose(logits[:2], uniform_B=high[:2]).tolist() == [2, 0]
+    samplings = [Sampling(temperature=1.0, top_k=1), Sampling(temperature=1.0), Sampling(temperature=1.0, min_p=0.9)]
+    logits = torch.tensor([[0.5, 0.4, 0.1]]).log().expand(3, -1)
+    high = torch.full((3,), 0.95, dtype=torch.float64)
+    assert Chooser(samplings).choose(logits, high).tolist() == [0, 2, 0]
+    assert Chooser(samplings[1:]).choose(logits[:2], high[:2]).tolist() == [2, 0]
 
 
-def test_equals_are_broken_by_the_lowest_id_and_nonsense_is_told() -> None:
-    chooser = Chooser([Sampling()] * 3)
-    logits = torch.tensor([[1.0, 3.0, 3.0], [0.0, float("nan"), 1.0], [-math.inf] * 3])
-    assert chooser.choose(logits).tolist() == [1, NOT_FINITE, NOT_FINITE]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equals_are_broken_by_the_lowest_id_and_nonsense_is_told(dtype: torch.dtype) -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0], [0.0, float("nan"), 1.0], [-math.inf] * 3, [0.0, math.inf, 1.0]], dtype=dtype)
+    assert likeliest(list(logits)) == [1, NOT_FINITE, NOT_FINITE, NOT_FINITE]
+    numbers = torch.full((3,), 0.5, dtype=torch.float64)
+    assert Chooser([Sampling(temperature=1.0)] * 3).choose(logits[1:], numbers).tolist() == [NOT_FINITE] * 3
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,11 @@ def constrainer(tokenizer: Tokenizer) -> Iterator[Constrainer]:
 def written(tokenizer: Tokenizer, made: object, seed: int, length: int = 12) -> list[int]:
     matcher, rng, out = made(), random.Random(seed), []  # type: ignore[operator]
     while len(out) < length and not matcher.finished:
-        mask = matcher.allowed(length - len(out))
+        left = length - len(out)
+        mask = matcher.allowed(left)
         ids = list(range(5, tokenizer.vocab_size)) if mask is None else mask.nonzero()[:, 0].tolist()
         id = rng.choice(ids)
-        if matcher.accept(id):
+        if matcher.accept(id, left):
             out.append(id)
     return out
 
@@ -68,7 +69,7 @@ def test_a_longer_token_can_be_chosen(constrainer: Constrainer, tokenizer: Token
     starts = [tokenizer.decode([id]) for id in mask.nonzero()[:, 0].tolist()]
     assert all(start.startswith(healed.text) or healed.text.startswith(start) for start in starts)
     assert any(len(start) > len(healed.text) for start in starts)
-    assert matcher.accept(mask.nonzero()[0].item())
+    assert matcher.accept(mask.nonzero()[0].item(), 9)
 
 
 def test_a_border_that_nothing_crosses_stays(constrainer: Constrainer, tokenizer: Tokenizer) -> None:

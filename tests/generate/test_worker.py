@@ -11,6 +11,7 @@ import torch
 
 from cairn.errors import UserError
 from cairn.generate.engine import Engine, Request, Step
+from cairn.generate.matcher import Matcher
 from cairn.generate.sampling import Sampling
 from cairn.generate.worker import Busy, Worker
 
@@ -96,13 +97,14 @@ def test_a_bad_request_is_refused_where_it_is_made(worker: Worker) -> None:
         worker.submit(ask([]))
 
 
-class Raises:
+class Raises(Matcher):
     finished = False
 
     def allowed(self, left: int) -> torch.Tensor | None:
         raise ValueError("a constraint that breaks")
 
-    def accept(self, id: int) -> None: ...
+    def accept(self, id: int, left: int) -> bool:
+        raise ValueError("a constraint that breaks")
 
 
 def test_failures_stay_alone(worker: Worker) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cairn.errors import UserError
-from cairn.generate.draw import penalise
+from cairn.generate.draw import NOT_FINITE, likeliest, penalise
 from cairn.generate.matcher import Matcher
 from cairn.generate.request import Logprob, Request
 
@@ -23,7 +24,9 @@ class Choice:
     def __init__(self, request: Request, vocab: int, device: torch.device | str = "cpu") -> None:
         self._sampling, self._where = request.sampling, f"request {request.index}"
         self.matcher: Matcher | None = None if request.constraint is None else request.constraint()
-        self.adjusts = request.sampling.adjusts or self.matcher is not None
+        # A greedy choice is first made freely: the constraint says yes to it as a rule, and needs no mask then.
+        self.adjusts = request.sampling.adjusts or (self.matcher is not None and not request.sampling.greedy)
+        """Whether the logits must be adjusted before a first choice is made and offered to `accept`."""
         sampling = request.sampling
         self._seen_V: Tensor | None = None
         self._counts_V: Tensor | None = None
@@ -39,7 +42,7 @@ class Choice:
             self._bias = (torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(values, dtype=torch.float64, device=device))
 
     def adjust(self, logits_V: Tensor, left: int) -> Tensor:
-        """The logits that the next token is drawn from, in float64.
+        """The logits that the next token is drawn from; in float64 where there is arithmetic.
 
         Args:
             logits_V: as the model gave them.
@@ -48,8 +51,9 @@ class Choice:
         Raises:
             UserError: the constraint allows no token.
         """
-        logits_V = logits_V.double()
         sampling = self._sampling
+        if sampling.adjusts:
+            logits_V = logits_V.double()
         if self._seen_V is not None:
             logits_V = penalise(logits_V, self._seen_V, torch.tensor(sampling.repetition_penalty, dtype=torch.float64))
         if self._counts_V is not None:
@@ -59,22 +63,47 @@ class Choice:
         allowed_V = None if self.matcher is None else self.matcher.allowed(left)
         if allowed_V is not None:
             known = min(len(allowed_V), len(logits_V))
-            masked_V = torch.full_like(logits_V, -torch.inf)
-            masked_V[:known] = torch.where(allowed_V[:known].to(logits_V.device), logits_V[:known], -torch.inf)
+            masked_V = torch.where(allowed_V[:known].to(logits_V.device), logits_V[:known], -torch.inf)
             if not allowed_V[:known].any():
-                raise UserError("the constraint allows no token", where=self._where, remedy="check that the constraint can be met")
-            logits_V = masked_V
+                raise self._nothing()
+            beyond = len(logits_V) - known
+            logits_V = torch.cat([masked_V, masked_V.new_full((beyond,), -torch.inf)]) if beyond else masked_V
         return logits_V
 
-    def accept(self, id: int) -> bool:
+    def best(self, logits_V: Tensor, left: int) -> int:
+        """The likeliest id by what `adjust` gives, which is not made where a few logits are all that is to be compared; or `NOT_FINITE`.
+
+        Raises:
+            UserError: the constraint allows no token.
+        """
+        if self.matcher is None or self._sampling.adjusts or not logits_V.is_cpu:
+            return likeliest([self.adjust(logits_V, left)])[0]
+        allowed_V = self.matcher.allowed(left)
+        if allowed_V is None:
+            return likeliest([logits_V])[0]
+        ids = torch.from_numpy(np.flatnonzero(allowed_V[: len(logits_V)].numpy()))
+        if not len(ids):
+            raise self._nothing()
+        place = likeliest([logits_V[ids]])[0]
+        return place if place == NOT_FINITE else int(ids[place])
+
+    def _nothing(self) -> UserError:
+        return UserError("the constraint allows no token", where=self._where, remedy="check that the constraint can be met")
+
+    def accept(self, id: int, left: int) -> bool:
         """Take note of the id that was chosen; false where the constraint refuses it: `adjust` then leaves it out."""
-        if self.matcher is not None and not self.matcher.accept(id):
+        if self.matcher is not None and not self.matcher.accept(id, left):
             return False
         if self._seen_V is not None:
             self._seen_V[id] = True
         if self._counts_V is not None:
             self._counts_V[id] += 1
         return True
+
+    def forced(self, left: int) -> int | None:
+        """The id that comes next whatever the logits are, taken note of; None where they are needed."""
+        forced = () if self.matcher is None or self.matcher.finished else self.matcher.forced(left)
+        return forced[0] if forced and self.accept(forced[0], left) else None
 
     @property
     def finished(self) -> bool:

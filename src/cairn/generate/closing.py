@@ -188,38 +188,51 @@ class _Node:
             hints: texts to try as one step.
             eager: stop at the first one that closes something, and look at few where many are allowed.
         """
-        own = _signature(self.matcher)
+        mask = self.matcher.compute_logit_bias()
         if self.matcher.is_error():
             return
-        allowed = [symbol for symbol, value in enumerate(own[0]) if value and symbol != END]
+        allowed = [symbol for symbol, value in enumerate(mask) if value and symbol != END]
         texts = len(allowed) > FEW
-        tried = [hint for hint in hints if own[0][hint[0]]] if len(allowed) > 1 else []
+        if eager:
+            for symbol in _CLOSERS:
+                closed = self._child((symbol,)) if mask[symbol] else None
+                if closed is not None and not (texts and _alike(self.matcher, mask, closed.matcher)):
+                    yield closed
+                    return
+        own = _signature(self.matcher)
+        tried = [hint for hint in hints if mask[hint[0]]] if len(allowed) > 1 else []
         if eager and texts:
             allowed = [symbol for symbol in allowed if symbol in _USUAL] or allowed
         here: set[_Signature] = set()
         others: list[tuple[tuple[bool, int, int], _Signature, _Node]] = []
         for step in (*((symbol,) for symbol in sorted(allowed, key=_rank)), *tried):
-            matcher = self.matcher.deep_copy()
-            if matcher.try_consume_tokens(list(step)) != len(step):
+            child = self._child(step)
+            if child is None:
                 continue
-            follows = _signature(matcher)
-            if matcher.is_error() or follows in here:
+            follows, symbol = _signature(child.matcher), step[0]
+            if child.matcher.is_error() or follows in here:
                 continue
             here.add(follows)
-            child, symbol = _Node(matcher, self.path + step), step[0]
             # Inside of a text a bracket closes nothing; behind a value it does, though what may follow often looks the same.
             if len(step) == 1 and symbol in _CLOSERS and not (texts and follows == own):
                 yield child
-                if eager:
-                    return
-            else:
-                # What changes nothing leads on only where symbols are counted.
-                late = follows == own or (symbol in _LATE and len(step) == 1)
-                others.append(((late, visits[follows] // PATIENCE, len(others)), follows, child))
+                continue
+            # What changes nothing leads on only where symbols are counted.
+            late = follows == own or (symbol in _LATE and len(step) == 1)
+            others.append(((late, visits[follows] // PATIENCE, len(others)), follows, child))
+            if eager and others[-1][0][:2] == (False, 0):
+                break  # none is better
         others.sort(key=lambda item: item[0])
         if others:
             visits[others[0][1]] += 1
         yield from (child for _, _, child in others)
+
+    def _child(self, step: Symbols) -> _Node | None:
+        """The state that symbols lead to."""
+        matcher = self.matcher.deep_copy()
+        if matcher.try_consume_tokens(list(step)) != len(step) or matcher.is_error():
+            return None
+        return _Node(matcher, self.path + step)
 
 
 def _rank(symbol: int) -> tuple[int, int]:
@@ -230,6 +243,11 @@ def _rank(symbol: int) -> tuple[int, int]:
 
 
 _Signature = tuple[bytes, tuple[int, ...]]
+
+
+def _alike(one: LLMatcher, mask: bytes, other: LLMatcher) -> bool:
+    """Whether two states have equal signatures, where a mask differs at the price of one."""
+    return bool(mask == other.compute_logit_bias() and _signature(one) == _signature(other))
 
 
 def _signature(matcher: LLMatcher) -> _Signature:

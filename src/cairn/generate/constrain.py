@@ -8,12 +8,15 @@ middle of an answer (its bounds on work in one state), the answer takes the know
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cairn.errors import UserError
@@ -21,6 +24,7 @@ from cairn.generate.closing import Closer
 from cairn.generate.examine import CPU_SECONDS, Examiner, Refused, build
 from cairn.generate.grammar import Grammar
 from cairn.generate.json_shape import JsonShape
+from cairn.generate.matcher import Matcher
 from cairn.generate.vocabulary import END, Vocabulary
 from cairn.tokenizer.load import Tokenizer
 
@@ -113,8 +117,12 @@ class Compiled:
             raise _too_short(self.grammar.what, self.shortest, limit)
 
 
-class LlMatcher:
-    """One answer under one constraint; see `cairn.generate.matcher.Matcher`."""
+class LlMatcher(Matcher):
+    """One answer under one constraint; see `cairn.generate.matcher.Matcher`.
+
+    Where only one text can come next, it is written as the tokenizer writes it: other ids for the same text are not allowed there, and
+    the model is not asked.
+    """
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any, closer: Closer, plan: Plan, shape: JsonShape | None) -> None:
         self.finished = False
@@ -123,8 +131,17 @@ class LlMatcher:
         # What is known of the ending: its symbols, how to write them from each place on, and the place.
         self._route, self._plan, self._at = closer.route, plan, closer.at
         self._shape = shape
-        self._left = 0
         self._refused: list[int] = []
+        self._forced: list[int] | None = None
+        self._bits = np.zeros(-(-vocabulary.size // 32), np.int32)
+        """llguidance writes its masks here, a bit an id."""
+
+    def fork(self) -> LlMatcher:
+        """See `Matcher`."""
+        other = copy.copy(self)
+        other._matcher, other._closer = self._matcher.deep_copy(), self._closer and self._closer.fork()
+        other._refused, other._bits = list(self._refused), self._bits.copy()
+        return other
 
     def allowed(self, left: int) -> Tensor:
         """bool_V; see `Matcher`.
@@ -132,51 +149,79 @@ class LlMatcher:
         Raises:
             UserError: not even the shortest known answer fits into `left` tokens; only before an answer's first token.
         """
-        self._left = left
         tokens, next_id = self._plan[self._at]
         if tokens > left:
             raise _too_short("the constraint", tokens, left)
-        stops = sorted(self._vocabulary.stop_ids)
-        if len(self._refused) < REFUSALS or (next_id < 0 and not stops):
-            mask_V = self._mask()
-            if mask_V is not None:
-                return mask_V
-        # Too many refusals, or llguidance gave up: along the known ending.
-        mask_V = torch.zeros(self._vocabulary.size, dtype=torch.bool)
-        mask_V[stops if next_id < 0 else [next_id]] = True
-        return mask_V
+        only: Sequence[int] = self.forced(left)[:1]
+        if not only:
+            stops = sorted(self._vocabulary.stop_ids)
+            if len(self._refused) < REFUSALS or (next_id < 0 and not stops):
+                mask_V = self._mask()
+                if mask_V is not None:
+                    return torch.from_numpy(mask_V)
+            # Too many refusals, or llguidance gave up: along the known ending.
+            only = stops if next_id < 0 else [next_id]
+        mask_V = np.zeros(self._vocabulary.size, np.bool_)
+        mask_V[only] = True
+        return torch.from_numpy(mask_V)
 
-    def _mask(self) -> Tensor | None:
+    def forced(self, left: int) -> Sequence[int]:
+        """See `Matcher`."""
+        if self._closer is None or self._refused or self.finished or self._matcher.is_error():
+            return ()  # where the tokenizer's own way does not fit into the tokens left, there may be a shorter one
+        if self._forced is None:
+            found = self._matcher.compute_ff_tokens()
+            self._forced = found if self._vocabulary.unused not in found else found[: found.index(self._vocabulary.unused)]
+        return self._forced
+
+    def _mask(self) -> NDArray[np.bool_] | None:
         """What llguidance allows, without what was refused here; None where it gave up or nothing is left."""
         if self._closer is None or self._matcher.is_error():
             return None
-        bias = bytearray(self._matcher.compute_logit_bias())
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             return None
-        mask_V = torch.frombuffer(bias, dtype=torch.uint8)[: self._vocabulary.size].bool()
+        mask_V = np.unpackbits(self._bits.view(np.uint8), count=self._vocabulary.size, bitorder="little").view(np.bool_)
         mask_V[self._refused] = False
         if self._vocabulary.unused is not None:
             mask_V[self._vocabulary.unused] = False
         return mask_V if mask_V.any() else None
 
-    def accept(self, id: int) -> bool:
+    def accept(self, id: int, left: int) -> bool:
         """Take an id, or refuse it; see `Matcher`."""
-        symbols = self._vocabulary.symbols(id)
+        forced = self.forced(left)
+        if forced and id != forced[0]:
+            return False
+        taken = self._accept(id, left)
+        if not taken:
+            self._refused.append(id)
+        return taken
+
+    def _accept(self, id: int, left: int) -> bool:
+        symbols, planned = self._vocabulary.symbols(id), id == self._plan[self._at][1]
         if symbols == (END,):
-            self.finished = True
-            return True
-        shape = self._shape and self._shape.after(symbols)
+            self.finished = self._may_end(id)
+            return self.finished
+        if not planned and (self._closer is None or id >= self._vocabulary.size or self._matcher.validate_tokens([id]) != 1):
+            return False
         closer = self._closer and symbols and self._closer.after(symbols)
-        if id == self._plan[self._at][1]:
+        shape = self._shape and self._shape.after(symbols)
+        if planned:
             # The known ending goes on even where a bound is passed on the way, or where nothing can follow it any more.
             self._take(id, closer or None, self._plan, self._at + len(symbols), shape or self._shape)
             return True
         plan = self._planned(closer) if closer and self._fits(shape, closer) else None
-        if not closer or plan is None or plan[closer.at][0] > self._left - 1:
-            self._refused.append(id)
+        if not closer or plan is None or plan[closer.at][0] > left - 1:
             return False
         self._take(id, closer, plan, closer.at, shape)
         return True
+
+    def _may_end(self, id: int) -> bool:
+        """Whether a stop token may come: behind the known ending, or where llguidance says so."""
+        if self._at == len(self._route):
+            return True
+        mask_V = self._mask()
+        return mask_V is not None and bool(mask_V[id])
 
     def _fits(self, shape: JsonShape | None, closer: Closer) -> bool:
         """Whether the JSON so far, and with its ending, is what readers take."""
@@ -189,12 +234,13 @@ class LlMatcher:
         return known or shape.after(closer.ending) is not None
 
     def _planned(self, closer: Closer) -> Plan | None:
-        return self._plan if closer.route is self._route else self._vocabulary.write(closer.ending)
+        return self._plan if closer.route is self._route else self._vocabulary.write(closer.ending, self._route, self._plan)
 
     def _take(self, id: int, closer: Closer | None, plan: Plan, at: int, shape: JsonShape | None) -> None:
         self._closer, self._plan, self._at, self._shape = closer, plan, at, shape
         self._route = self._route if closer is None else closer.route
         self._refused = []
+        self._forced = self._forced[1:] or None if self._forced else None
         self._matcher.consume_token(id)
         ended = at == len(self._route)
         if closer is None or self._matcher.is_error():

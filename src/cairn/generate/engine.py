@@ -145,14 +145,15 @@ class Engine:
         order = sorted(range(len(requests)), key=lambda i: _place(requests[i]))
         jobs = {i: scheduler.submit(requests[i], self.limit(requests[i])) for i in order}
         open_jobs, tokens = list(jobs.values()), 0
-        try:
-            while open_jobs and not (cancelled and cancelled()):
-                tokens += self._step()
-                open_jobs = [job for job in open_jobs if not _ended(job)]
-                if on_progress:
-                    on_progress(len(jobs) - len(open_jobs), tokens)
-        finally:
-            self._cancel(open_jobs)
+        with evaluating(self.model):  # once, not at every step: a large model has hundreds of parts to tell
+            try:
+                while open_jobs and not (cancelled and cancelled()):
+                    tokens += self._step()
+                    open_jobs = [job for job in open_jobs if not _ended(job)]
+                    if on_progress:
+                        on_progress(len(jobs) - len(open_jobs), tokens)
+            finally:
+                self._cancel(open_jobs)
         return [_completion(jobs[i]) for i in range(len(requests))]
 
     def stream(self, request: Request, cancelled: Callable[[], bool] | None = None) -> Generator[int, None, Completion]:

@@ -8,6 +8,7 @@ prompts end at borders that the model was trained on.
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cairn.generate.matcher import Matcher
 from cairn.generate.vocabulary import END, Vocabulary
 
 
@@ -81,7 +83,7 @@ _SAME = 8
 """So many ids of the same bytes are passed over at most."""
 
 
-class HealingMatcher:
+class HealingMatcher(Matcher):
     """Lets an answer begin with a given text, and go on freely; see `cairn.generate.matcher.Matcher`."""
 
     def __init__(self, vocabulary: Vocabulary, text: str) -> None:
@@ -110,8 +112,15 @@ class HealingMatcher:
         mask_V[ids] = True
         return mask_V
 
-    def accept(self, id: int) -> bool:
-        """Take an id."""
+    def accept(self, id: int, left: int) -> bool:
+        """Take an id, or refuse it; see `Matcher`."""
         if self._rest:
+            allowed_V = self.allowed(left)
+            if allowed_V is not None and (id >= len(allowed_V) or not allowed_V[id]):
+                return False
             self._rest = self._rest[len(self._vocabulary.symbols(id)) :]
         return True
+
+    def fork(self) -> HealingMatcher:
+        """See `Matcher`."""
+        return copy.copy(self)

@@ -44,6 +44,11 @@ class Job:
         return len(self.prompt) + len(self.answer)
 
     @property
+    def left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.limit - len(self.answer)
+
+    @property
     def total(self) -> int:
         """Tokens that its slot may come to hold: the last one generated needs no place."""
         return len(self.prompt) + self.limit - 1
@@ -71,13 +76,24 @@ class Job:
         Raises:
             UserError: the logits were no numbers.
         """
-        request = self.request
-        assert self.choice is not None
         if id == NOT_FINITE:
             remedy = "load it in float32; if that fails too, its weights are damaged"
             raise UserError("the model's logits are not finite numbers", remedy=remedy)
+        self._add(id, [] if self.request.logprobs is None else [logprob(logits_V, id, self.request.logprobs)])
+
+    def take_forced(self) -> None:
+        """Add the tokens that come next whatever the model says. It is asked all the same where it is to say how likely they are."""
+        assert self.choice is not None
+        while not self.done and self.request.logprobs is None:
+            id = self.choice.forced(self.left)
+            if id is None:
+                return
+            self._add(id, [])
+
+    def _add(self, id: int, new: list[Logprob]) -> None:
+        request = self.request
+        assert self.choice is not None
         self.answer.append(id)
-        new = [] if request.logprobs is None else [logprob(logits_V, id, request.logprobs)]
         self._logprobs += new
         if id in request.stop_ids:
             self._end("stop", id)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -20,10 +22,21 @@ class Matcher(Protocol):
         """
         ...
 
-    def accept(self, id: int) -> bool:
-        """Take the id that was chosen, one that `allowed` gave; called once a token.
+    def accept(self, id: int, left: int) -> bool:
+        """Take an id, whether or not `allowed` was asked, when `left` tokens remain, this one included.
 
-        False refuses it: with this id the answer could not be completed in the tokens that are left. Nothing has changed then
-        but that `allowed`, asked again with the same `left`, leaves the id out; choose another one. It never leaves none.
+        False refuses it: it may not come next, or the answer could not be completed in the tokens behind it. Nothing has changed
+        then but that `allowed`, asked with the same `left`, leaves the id out; choose another one. It never leaves none.
         """
         ...
+
+    def forced(self, left: int) -> Sequence[int]:
+        """Ids that come next whatever the model says, one behind the other; none where it has a say, or where that is not known.
+
+        They are accepted like any other, one by one, and one may be refused in the last tokens of a budget.
+        """
+        return ()
+
+    def fork(self) -> Matcher:
+        """One more at the same place, for another answer that begins alike."""
+        return copy.deepcopy(self)

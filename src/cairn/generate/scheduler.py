@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cairn.generate.choice import Choice
-from cairn.generate.draw import NOT_FINITE, Chooser
+from cairn.generate.draw import NOT_FINITE, Chooser, likeliest
 from cairn.generate.job import Job
 from cairn.generate.request import Request
 from cairn.generate.runner import Piece, Runner
@@ -258,11 +258,11 @@ class Scheduler:
     # --- running
 
     def _pieces(self) -> tuple[list[Piece], list[Job]]:
-        """Every answer's last token, and the next chunks of prompts, oldest first."""
+        """Every answer's last token and those forced behind it, and the next chunks of prompts, oldest first."""
         pieces, jobs, left = [], [], self.chunk
         for job in self.running:
             if job.held >= len(job.prompt):
-                most = 1
+                most = job.length - job.held
             elif self._alone:
                 most = self.chunk - job.held % self.chunk
                 if left <= 0:
@@ -277,59 +277,63 @@ class Scheduler:
         return pieces, jobs
 
     def _choose(self, ready: list[tuple[Job, Tensor]]) -> int:
-        """Choose the next token of every request whose logits are there."""
+        """Choose the next token of every request whose logits are there; gives how many tokens that and what is forced behind them are."""
         chosen: list[tuple[Job, Tensor, Tensor]] = []
         for job, logits_V in ready:
             try:
                 if job.choice is None:
                     job.choice = Choice(job.request, len(logits_V), logits_V.device)
                 choice = job.choice
-                adjusted_V = choice.adjust(logits_V, job.limit - len(job.answer)) if choice.adjusts else logits_V
+                adjusted_V = choice.adjust(logits_V, job.left) if choice.adjusts else logits_V
                 chosen.append((job, logits_V, adjusted_V))
             except Exception as error:
                 job.fail(error)
-        groups = [[item] for item in chosen] if self._alone else [chosen] if chosen else []
-        for group in groups:
+        before = sum(len(job.answer) for job, _, _ in chosen)
+        greedy = [item for item in chosen if item[0].request.sampling.greedy]
+        drawn = [item for item in chosen if not item[0].request.sampling.greedy]
+        for group in [greedy, *([[item] for item in drawn] if self._alone else [drawn])]:
+            if not group:
+                continue
             rows = [adjusted_V for _, _, adjusted_V in group]
-            double = any(row.dtype == torch.float64 for row in rows)
-            logits_BV = torch.stack([row.double() for row in rows] if double else rows)
-            jobs = [job for job, _, _ in group]
-            device = logits_BV.device
-            ids = self._chooser_of(jobs, device).choose(logits_BV, uniform_B=self._uniforms(jobs, device)).tolist()
+            ids = likeliest(rows) if group is greedy else self._drawn([job for job, _, _ in group], rows)
             for (job, logits_V, _), id in zip(group, ids, strict=True):
                 try:
                     job.take(self._accepted(job, id, logits_V), logits_V)
+                    job.take_forced()
                 except Exception as error:
                     job.fail(error)
-        self.counts["tokens"] += len(chosen)
-        return len(chosen)
+        tokens = sum(len(job.answer) for job, _, _ in chosen) - before
+        self.counts["tokens"] += tokens
+        return tokens
 
     def _accepted(self, job: Job, id: int, logits_V: Tensor) -> int:
-        """The id, or the one chosen in its place where the constraint refuses it: drawn anew from what is left, at another number."""
+        """The id, or the one chosen in its place where the constraint refuses it: from what is left, and drawn at another number."""
         assert job.choice is not None
-        sampling, refused = job.request.sampling, set[int]()
-        while id != NOT_FINITE and not job.choice.accept(id):
-            if id in refused:
+        sampling, refused = job.request.sampling, list[int]()
+        while id != NOT_FINITE and not job.choice.accept(id, job.left):
+            if refused.count(id) > 1:  # once as a guess that it did not allow is no fault
                 # Or a constraint that breaks its word would hold up all other requests for ever.
                 raise RuntimeError(f"the constraint of request {job.request.index} refuses id {id} and allows it again")
-            refused.add(id)
-            adjusted_V = job.choice.adjust(logits_V, job.limit - len(job.answer))
+            refused.append(id)
+            if sampling.greedy:
+                id = job.choice.best(logits_V, job.left)
+                continue
+            adjusted_V = job.choice.adjust(logits_V, job.left)
             number = seeds.uniform(sampling.seed, f"{job.request.stream}/refused {len(refused)}", len(job.answer))
             uniform_B = torch.tensor([number], dtype=torch.float64, device=adjusted_V.device)
-            id = int(Chooser([sampling], adjusted_V.device).choose(adjusted_V[None], uniform_B=uniform_B))
+            id = int(Chooser([sampling], adjusted_V.device).choose(adjusted_V[None], uniform_B))
         return id
 
-    def _chooser_of(self, jobs: list[Job], device: torch.device) -> Chooser:
-        """The samplings of these requests as tensors; made anew only when others run than before."""
+    def _drawn(self, jobs: list[Job], rows: list[Tensor]) -> list[int]:
+        """An id for every request, drawn from its row of logits."""
+        device = rows[0].device
         if self._chooser is None or self._chooser[0] != jobs:
             self._chooser = (jobs, Chooser([j.request.sampling for j in jobs], device))
-        return self._chooser[1]
-
-    def _uniforms(self, jobs: Sequence[Job], device: torch.device) -> Tensor | None:
-        if all(j.request.sampling.greedy for j in jobs):
-            return None
-        draws = [seeds.uniform(j.request.sampling.seed, j.request.stream, len(j.answer)) for j in jobs]
-        return torch.tensor(draws, dtype=torch.float64, device=device)
+        double = any(row.dtype == torch.float64 for row in rows)
+        numbers = [seeds.uniform(j.request.sampling.seed, j.request.stream, len(j.answer)) for j in jobs]
+        logits_BV = torch.stack([row.double() for row in rows] if double else rows)
+        ids: list[int] = self._chooser[1].choose(logits_BV, torch.tensor(numbers, dtype=torch.float64, device=device)).tolist()
+        return ids
 
     # --- leaving
 

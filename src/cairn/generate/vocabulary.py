@@ -86,14 +86,21 @@ class Vocabulary:
         """(bytes, id) of every id that is neither special nor empty, in order."""
         return sorted((bytes(symbols), id) for id in range(self.size) if (symbols := self.symbols(id)) and max(symbols) < END)
 
-    def write(self, symbols: Sequence[int]) -> list[tuple[int, int]] | None:
+    def write(self, symbols: Sequence[int], known: Symbols = (), plan: Sequence[tuple[int, int]] = ()) -> list[tuple[int, int]] | None:
         """How to write symbols in the fewest tokens, from each place on: (tokens from here to the end, the next id).
 
         None where some symbol stands in no token. A place that no token's border can reach has an endless count.
+
+        Args:
+            symbols: what is to be written.
+            known, plan: other symbols and what this gave for them: their common end is not looked at again.
         """
         run = tuple(symbols)
+        same = _common_end(run, known)
         best: list[tuple[int, int]] = [(0, -1)] * (len(run) + 1)
-        for at in range(len(run) - 1, -1, -1):
+        if same:
+            best[-same - 1 :] = plan[-same - 1 :]
+        for at in range(len(run) - same - 1, -1, -1):
             found = (NEVER, -1)
             for end in range(at + 1, min(at + _LONGEST, len(run)) + 1):
                 id = self._ids.get(run[at:end])
@@ -103,4 +110,10 @@ class Vocabulary:
         return best if best[0][0] < NEVER else None
 
 
-NEVER = 1 << 40
+def _common_end(a: Symbols, b: Symbols) -> int:
+    """How many symbols two runs share at their ends."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices compare fast: halve the place where they first differ
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[len(a) - middle :] == b[len(b) - middle :] else (low, middle - 1)
+    return low
