@@ -244,6 +244,7 @@ def test_a_phone_is_wide_enough(browser: Any, talker: Served, scheme: str) -> No
     page.shot(f"phone-{scheme}")
     assert page.tab.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.tab.evaluate("document.getElementById('send').getBoundingClientRect().right") <= 360
+    assert page.tab.evaluate("document.querySelector('h1').getBoundingClientRect().height") < 36, "the name is broken"
     page.tab.click("#panel")
     assert page.tab.is_visible("#system")
     assert page.tab.get_attribute("#panel", "aria-expanded") == "true"

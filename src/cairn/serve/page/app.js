@@ -216,7 +216,9 @@ function finish(message, reason, elapsed) {
   const after = elapsed - (message.first ?? elapsed);
   const parts = [];
   if (message.first !== undefined) parts.push(`first token after ${Math.round(message.first)} ms`);
-  if (tokens > 1 && after > 0) parts.push(`${((1000 * (tokens - 1)) / after).toFixed(1)} tokens/s`);
+  // Where all came in one piece, its own time is nothing: then the whole counts.
+  const [count, time] = after > 20 ? [tokens - 1, after] : [tokens, elapsed];
+  if (tokens > 1 && time > 0) parts.push(`${((1000 * count) / time).toFixed(1)} tokens/s`);
   if (tokens) parts.push(`${tokens} tokens`);
   if (message.cache) parts.push({ exact: "answered before", near: "answered before, to a like question" }[message.cache] ?? message.cache);
   else if (message.usage?.prompt_tokens_details?.cached_tokens) parts.push(`${message.usage.prompt_tokens_details.cached_tokens} of the prompt from the cache`);
