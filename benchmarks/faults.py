@@ -29,6 +29,8 @@ BUDGET = [
     "corpus.scale=0.05",
     "base.tokens=65536", "base.checkpoints.every=6", "base.checkpoints.resume_seconds=1",
     "chat.tokens=131072", "chat.checkpoints.every=10", "chat.checkpoints.resume_seconds=1",
+    "ghost.dialogues=60", "ghost.unfinished=keep", "ghost.sampling.max_new_tokens=16",
+    "steady.tokens=32768", "steady.checkpoints.every=6", "steady.checkpoints.resume_seconds=1",
 ]  # fmt: skip
 """Less of everything, and resume points often enough that kills meet them being written."""
 

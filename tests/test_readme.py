@@ -20,7 +20,7 @@ from cairn.cli.main import main
 from cairn.pipeline.export import LAYOUTS
 from cairn.pipeline.recipe import load_recipe
 
-from .recipes.shipped import MODEL, SMALL, cairn, sets
+from .recipes.shipped import MODEL, PEBBLE, cairn, sets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("CAIRN_STORE", raising=False)
-        cairn("run", "pebble", *sets("corpus.scale=0.01", *SMALL))
+        cairn("run", "pebble", *sets("corpus.scale=0.01", *PEBBLE))
         yield folder
     torch.set_num_threads(threads)
 

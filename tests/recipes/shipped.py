@@ -15,6 +15,9 @@ MODEL = ["hidden_size=48", "layers=2", "heads=4", "kv_heads=2", "intermediate_si
 STEPS = ["tokens=null", "steps=4", "batch_sequences=2", "checkpoints.every=1", "checkpoints.keep=0"]
 """A few steps, with a checkpoint after each."""
 SMALL = ["tokenizer.vocab_size=600", *(f"base.model.{m}" for m in MODEL), *(f"{stage}.{s}" for stage in ("base", "chat") for s in STEPS)]
+GHOST = ["dialogues=12", "turns=[2, 2]", "unfinished=keep", "sampling.max_new_tokens=6"]
+PEBBLE = [*SMALL, *(f"ghost.{s}" for s in GHOST), *(f"steady.{s}" for s in STEPS)]
+"""Of the recipe pebble; a model this small ends no answer by itself."""
 
 
 def cairn(*words: str, status: int = 0) -> tuple[str, str]:

@@ -68,6 +68,21 @@ def test_metadata_without_results_or_languages(small: dict[str, Artifact], put: 
     assert card.data.license == "other"
 
 
+def test_the_numbers_of_another_model_stand_beside_but_are_not_declared_as_this_ones(small, put):
+    results = json.loads(small["scores"].path("results.json").read_text())
+    for row in results["rows"]:
+        row["value"] = 0.123
+    samples = small["scores"].path("samples/pebble.jsonl").read_text()
+    files = {"results.json": results, "samples/pebble.jsonl": samples}
+    before = put("before", "evaluate", files, (small["base"], small["corpus"]), config={"model": "base"})
+    found = [read_evaluation(small["scores"]), read_evaluation(before)]
+    text = card_text(Material(model=small["chat"], store=put.store, evaluations=found))
+    declared = ModelCard(text).data.eval_results
+    assert len(declared) == 2
+    assert 0.123 not in [result.metric_value for result in declared]
+    assert "12.3 %" in text.partition("### Side by side")[2].partition("###")[0]
+
+
 def test_mix_table_of_every_training(material: Material) -> None:
     data = section(card_text(material), "Data")
     assert data.count("| Subset | #Tokens | Avg. #Q | Avg. Query Len | Avg. #R | Avg. Reply Len |") == 2

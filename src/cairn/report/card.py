@@ -61,7 +61,11 @@ def metadata_text(material: Material) -> str:
 
 
 def _index(material: Material) -> Iterator[dict[str, Any]]:
+    """The numbers of this model; those of another one, which stand beside them in the text, would be read as its own."""
     for evaluation in material.evaluations:
+        examined = evaluation.artifact.record.inputs.get(_model_of(evaluation))
+        if examined is not None and examined.key != material.model.key:
+            continue
         for row in evaluation.results["rows"]:
             suite = row["suite"]
             yield {

@@ -46,6 +46,8 @@ class GhostConfig(Config):
     and the one question, for a model that is better at single questions."""
     sampling: Sampling = Sampling(temperature=0.0)
     """How tokens are chosen; the seed is the recipe's."""
+    unfinished: Literal["drop", "keep"] = "drop"
+    """A dialogue with an answer that was cut at max_new_tokens: it would teach not to end."""
     max_batch: int = Field(default=64, ge=1)
     """Answers that are generated together at most."""
 
@@ -87,8 +89,8 @@ class Ghost(Stage):
         rows = [_row(number, instruction, asked, answers) for number, (instruction, asked), answers in answered]
         lost = len(plans) - len(rows)
         if not rows:
-            what = "no dialogue got all of its answers: each was cut at max_new_tokens, was empty or did not fit the model's context"
-            raise UserError(what, where="sampling", remedy="raise sampling.max_new_tokens, or lower `turns`")
+            what = "no dialogue got all of its answers: in each one was cut at max_new_tokens, was empty or did not fit the model's context"
+            raise UserError(what, where="sampling", remedy="raise sampling.max_new_tokens, lower `turns`, or set unfinished: keep")
         if lost:
             context.progress.note(f"{lost} of {len(plans)} dialogues left out: an answer was cut or empty, or did not fit the context")
         write_rows(rows, context.draft / DIALOGUES)
@@ -133,7 +135,7 @@ def _told(instruction: str, question: str) -> Row:
 
 
 def _answers(loaded: Any, plans: Sequence[Plan], config: GhostConfig, sampling: Sampling, report: Any) -> list[tuple[int, Plan, list[Row]]]:
-    """(number, plan, answers) of the dialogues whose every answer ended by itself; turn by turn, all dialogues at once."""
+    """(number, plan, answers) of the dialogues whose every answer is whole; turn by turn, all dialogues at once."""
     from cairn.generate.rows import answer_rows
 
     going: list[tuple[int, Plan, list[Row]]] = [(number, plan, []) for number, plan in enumerate(plans)]
@@ -157,7 +159,8 @@ def _answers(loaded: Any, plans: Sequence[Plan], config: GhostConfig, sampling: 
         kept = []
         for (number, plan, answers), result in zip(going, results, strict=True):
             message = result["messages"][-1]
-            if result["reason"] == "stop" and message["role"] == "assistant" and (message.get("content") or "").strip():
+            ended = result["reason"] == "stop" or (result["reason"] == "length" and config.unfinished == "keep")
+            if ended and message["role"] == "assistant" and (message.get("content") or "").strip():
                 kept.append((number, plan, [*answers, message]))
         done, tokens = done + made[0], tokens + made[1]
         whole += [one for one in kept if len(one[2]) == len(one[1][1])]
