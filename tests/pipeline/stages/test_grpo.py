@@ -205,6 +205,7 @@ BAD = {
     "no such metric": (stage(metric="exakt"), "no metric is named 'exakt'"),
     "a metric of another source": (stage(metric="{b: exact}"), "the source 'a' has no metric"),
     "a key of other trainings": (stage("rl", "accumulate: 2"), "a stage of kind grpo has no accumulate"),
+    "labels that nothing is learnt from": (stage("rl", "labelled: [a]\nformat: karakuri"), "a stage of kind grpo has no labelled"),
     "the objective without its stage": (
         "  x: {kind: train, objective: grpo, init: base, data: [{name: a, path: talk.jsonl}], steps: 1}\n", "make it a stage of kind grpo",
     ),

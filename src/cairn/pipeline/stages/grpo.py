@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from cairn.train.rollouts import Reference
 
 ROLLOUTS = "rollouts.jsonl"
-ELSEWHERE = ("model", "budget", "tokenizer", "tokens", "accumulate", "overlong", "reference", "preference", "reward")
+ELSEWHERE = (
+    "model", "budget", "tokenizer", "tokens", "accumulate", "overlong", "reference", "preference", "reward", "distillation", "attributes",
+    "labelled", "shares",
+)  # fmt: skip
 """Keys of a training that have no meaning here."""
 MetricName = Annotated[str, checked(get_metric)]
 
@@ -58,7 +61,7 @@ class GrpoConfig(TrainConfig):
     def _fits_rewards(self) -> GrpoConfig:
         for name in ELSEWHERE:
             # By their values: a configuration that comes back from a record names every key.
-            if getattr(self, name) != type(self).model_fields[name].default:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
                 raise ValueError(f"a stage of kind grpo has no {name}")
         if self.rollouts.max_new_tokens >= self.sequence_length:
             raise ValueError(f"answers of {self.rollouts.max_new_tokens} tokens leave no room for a prompt in {self.sequence_length}")
