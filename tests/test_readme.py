@@ -30,7 +30,7 @@ SKIPPED = {
     "make demo": "installs packages; it ends with `cairn run pebble`, which runs here at a tiny size",
     "make test": "is what runs this test",
     ". .venv/bin/activate": "changes the shell that it is typed in",
-    "cairn serve pebble/chat": "serves until it is stopped; tests/serve talk to it",
+    "cairn serve pebble/steady": "serves until it is stopped; tests/serve talk to it",
     "cairn run real --set data=FOLDER": "needs public data; tests/recipes/test_real.py runs it",
 }
 SHORT = ["tokens=null", "steps=2", "batch_sequences=2"]
