@@ -23,7 +23,7 @@ TOKENIZER = byte_tokenizer(FORMAT)
 
 def loaded(answer: str = "Fine.", context: int = 4096) -> Loaded:
     script = [*TOKENIZER.encode(answer), TOKENIZER.token_id("<|endoftext|>"), 0]
-    made = Loaded(Path("nowhere"), Engine(Scripted(script, TOKENIZER.vocab_size, context)), TOKENIZER)
+    made = Loaded(Path("nowhere"), Engine(Scripted(script, TOKENIZER.vocab_size, TOKENIZER.special_ids, context)), TOKENIZER)
     made.format = FORMAT
     return made
 

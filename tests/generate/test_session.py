@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def session(answer: str, stop: str | None = "<|endoftext|>", format: str = "k2",
     chat_format = load_format(format)
     tokenizer = byte_tokenizer(chat_format)
     ids = tokenizer.encode(answer) + ([tokenizer.token_id(stop)] if stop else tokenizer.encode("." * 50))
-    return Session(Engine(Scripted(ids, tokenizer.vocab_size, context)), tokenizer, chat_format)
+    return Session(Engine(Scripted(ids, tokenizer.vocab_size, tokenizer.special_ids, context)), tokenizer, chat_format)
 
 
 def reply(given: Session, **options: Any) -> tuple[list[str], Final]:
@@ -110,12 +111,12 @@ def test_bad_messages_are_told() -> None:
 class Dialogue(Scripted):
     """Says another script at each new prompt."""
 
-    def __init__(self, scripts: list[list[int]], vocab: int) -> None:
-        super().__init__([], vocab)
+    def __init__(self, scripts: list[list[int]], vocab: int, special: Collection[int]) -> None:
+        super().__init__([], vocab, special)
         self.scripts = iter(scripts)
 
     def forward(self, input_ids: Any, use_cache: bool, return_dict: bool) -> Any:
-        if input_ids.shape[1] != self.before + 1:
+        if self.is_new(input_ids[0].tolist()):
             self.script = next(self.scripts)
         return super().forward(input_ids, use_cache, return_dict)
 
@@ -126,7 +127,7 @@ def talk(*answers: str) -> Session:
     tokenizer = byte_tokenizer(chat_format)
     end = [tokenizer.token_id("<|endoftext|>")]
     scripts = [tokenizer.encode(answer) + end for answer in answers]
-    return Session(Engine(Dialogue(scripts, tokenizer.vocab_size)), tokenizer, chat_format)
+    return Session(Engine(Dialogue(scripts, tokenizer.vocab_size, tokenizer.special_ids)), tokenizer, chat_format)
 
 
 def call(name: str, **arguments: Any) -> str:

@@ -25,6 +25,6 @@ def test_a_budget_is_needed_and_only_one():
 
 
 def test_objectives_are_found_by_their_files():
-    assert objective_names() == ["language_model", "preference", "reward", "supervised"]
+    assert objective_names() == ["attributes", "distillation", "grpo", "language_model", "preference", "reward", "supervised"]
     with pytest.raises(UserError, match="did you mean 'supervised'"):
         load_objective("supervized")
