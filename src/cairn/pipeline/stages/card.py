@@ -86,13 +86,15 @@ class Card(Stage):
 
         from cairn.pipeline.results import dialogues, scores_table
 
-        names = artifact.record.config["evaluations"]
+        names, model = artifact.record.config["evaluations"], artifact.record.config["model"]
         folders = [artifact.path(f"{EVALUATIONS}/{name}") for name in names]
+        lineage = json.loads(artifact.path(LINEAGE).read_text(encoding="utf-8"))
+        examined = {record["name"]: record["config"].get("model") for record in lineage}
         parts: list[Any] = []
         for name, folder in zip(names, folders, strict=True):
-            title = "What the model can do (held-out questions)" + (f", {name}" if len(names) > 1 else "")
+            other = examined.get(name) not in (None, model)
+            title = f"What {examined[name]} could do before" if other else "What the model can do (held-out questions)"
             parts.append(scores_table(_rows(folder), title))
-        model = artifact.record.config["model"]
         where = Text.assemble("\nModel card  ", (str(_shown(artifact.path(CARD))), "bold"), no_wrap=True, overflow="ignore")
         step = Text.assemble("Talk to it  ", (f"cairn chat {artifact.record.recipe}/{model}", "bold"))
         return Group(*parts, *dialogues(folders), where, step)
