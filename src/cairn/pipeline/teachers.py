@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cairn.errors import UserError
 from cairn.model.adapter_config import model_place
 from cairn.pipeline.companions import check_tokenizers
 from cairn.pipeline.documents import TEACHER
@@ -28,6 +29,9 @@ def teacher_of(context: Context, tokenizer: Path, documents: Sequence[Sequence[A
 
     told = context.config.distillation
     if told.teacher is not None and (file := context.inputs[told.teacher].path(TEACHER)).is_file():
+        if told.on_policy:
+            what = "what was kept of a teacher says nothing of answers that the student gives itself"
+            raise UserError(what, where="distillation.teacher", remedy="name the stage of the teacher's model: it computes at every step")
         return load(file, documents, told.temperature)
     folder = model_place(context.inputs[told.teacher].path()) if told.teacher is not None else Path(str(told.checkpoint))
     check_tokenizers([tokenizer, folder], "name a teacher of the student's own tokenizer: both give probabilities of the same ids")

@@ -27,6 +27,11 @@ class DistillationConfig(Config):
     """Both sides' logits are divided by it; the divergence is multiplied by its square, so that rates hold (Hinton et al. 2015)."""
     hard: float = Field(default=0.0, ge=0, lt=1)
     """Share of the loss that is the data's own -log p of the target."""
+    on_policy: float = Field(default=0.0, ge=0, le=1)
+    """Share of the dialogues whose last answer the student gives itself, with its weights as they are at that step, for the teacher to
+    score (GKD). It needs a teacher that computes at every step."""
+    max_new_tokens: int = Field(default=128, gt=0)
+    """on_policy: longest answer of the student's, in tokens."""
     targets: Literal["supervised", "language_model"] = "supervised"
     """What is learnt of a dialogue: the assistant's tokens, or every token."""
 
@@ -37,4 +42,8 @@ class DistillationConfig(Config):
         # Against the default, for a record holds every key.
         if self.beta != type(self).model_fields["beta"].default and self.loss != "jsd":
             raise ValueError(f"{self.loss} has no beta; jsd has it")
+        if self.on_policy and self.hard:
+            raise ValueError("on_policy has no hard labels: the student's own tokens would be taken for right")
+        if self.on_policy and self.targets != "supervised":
+            raise ValueError("on_policy is about answers: it needs targets: supervised")
         return self

@@ -356,7 +356,14 @@ class Train(Stage):
         from cairn.data.batches import PackedStream
 
         config: TrainConfig = context.config
-        return PackedStream(parts.encoded, parts.weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        stream = PackedStream(parts.encoded, parts.weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
+        if config.distillation is None or not config.distillation.on_policy:
+            return stream
+        from cairn.tokenizer.load import Tokenizer
+        from cairn.train.own import OwnAnswers
+
+        told: dict[str, Any] = {"stop_ids": frozenset(parts.renderer.stop_ids), "vocab_size": Tokenizer.load(parts.folder).vocab_size}
+        return OwnAnswers(stream, config.distillation, seed=seed, ranks=ranks, **told)
 
     def _equip(self, context: Context, parts: Parts, trainer: Trainer) -> None:
         """The teacher, where the objective learns from one; the reference's log-probabilities, where the loss asks for them: of a stage, or
@@ -368,6 +375,9 @@ class Train(Stage):
             from cairn.pipeline.teachers import teacher_of
 
             trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.ranks.device)
+            if config.distillation.on_policy:
+                stream: Any = trainer.stream
+                stream.bind(trainer)
         if not config.needs_reference:
             return
         place = reference_place(context.inputs[config.reference] if config.reference is not None else None, context.draft)
