@@ -89,7 +89,8 @@ def artifact(name: str) -> Artifact:
 def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any, capsys: Any) -> None:
     path = recipe(
         HEARD, HALF, student("kept", "teacher: heard"), student("online", "teacher: whole, loss: jsd, temperature: 2, hard: 0.1"),
-        student("same", "teacher: whole", steps=3), student("own", "teacher: whole, on_policy: 0.5, max_new_tokens: 8", steps=8), THIN, student("further", "teacher: heard", init="thin", steps=3),
+        student("same", "teacher: whole", steps=3), student("own", "teacher: whole, on_policy: 0.5, max_new_tokens: 8", steps=8),
+        THIN, student("further", "teacher: heard", init="thin", steps=3),
         "  scores: {kind: evaluate, model: kept, likelihood: [{name: held-out, path: talk.jsonl, limit: 5}]}\n",
     )  # fmt: skip
     cairn(capsys, "run", path)
