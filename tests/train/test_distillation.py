@@ -196,7 +196,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(make_trainer, tmp_path):
 def test_before_the_teacher_is_there_it_can_be_rehearsed_but_not_trained():
     rows, student = documents(3), model_of(1)
     objective = load_objective("distillation", training())
-    with objective.rehearse(rows):
+    with objective.rehearsing(rows):
         assert torch.isfinite(objective.loss(student, batch_of(rows)).total)
     with pytest.raises(AssertionError, match="teacher"):
         objective.loss(student, batch_of(rows))
