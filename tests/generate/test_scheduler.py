@@ -224,6 +224,18 @@ def test_whatever_comes_is_answered_right(
         assert job.answer == ([] if job.completion.reason == "cancelled" else answer_of(job.prompt, job.limit))
 
 
+def test_a_copied_beginning_its_source_and_what_else_rests_keep_within_the_budget() -> None:
+    scheduler, runner = make(3, 40, keep=True)
+    base = list(range(8))
+    for _ in range(2):
+        scheduler.submit(ask(base, 9), 9)
+    finish(scheduler)
+    assert scheduler.resting == 2
+    scheduler.submit(ask([*base, 95], 1), 1)
+    finish(scheduler)
+    assert sum(len(ids) for ids in runner.held.values()) <= 40
+
+
 @given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=12))
 def test_the_shared_beginning(a: list[int], b: list[int]) -> None:
     want = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

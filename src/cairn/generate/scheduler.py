@@ -194,8 +194,9 @@ class Scheduler:
             if slot != source:
                 self._evict(slot)
         held = self._resting.get(source) if source is not None else None
-        costs = 0 if held is None else self.runner.cost(len(held))
-        if held is not None and (len(held) == shared or not self._free or needed + costs > self.budget):
+        # All that rests, the source beside the copy of its beginning.
+        kept = needed + sum(self.runner.cost(len(ids)) for ids in self._resting.values())
+        if held is not None and (len(held) == shared or not self._free or kept > self.budget):
             assert source is not None
             # Nothing is lost, or there is no place for two: the ended sequence's slot itself goes on.
             del self._resting[source]
