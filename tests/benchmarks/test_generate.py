@@ -42,6 +42,7 @@ def test_unknown_names_are_refused(bench: ModuleType, tmp_path: Path, given: dic
         bench.Bench(options(bench, **given), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_whole_on_a_tiny_model(bench: ModuleType, tmp_path: Path) -> None:
     missing = tmp_path / "python"
     missing.write_text('#!/bin/sh\necho \'{"missing": "x is not installed"}\'\n')

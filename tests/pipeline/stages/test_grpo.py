@@ -113,6 +113,7 @@ def test_the_rewarded_word_wins_and_the_rollouts_say_how(recipe, capsys):
     assert any(len({tuple(a["ids"]) for a in line["answers"]}) > 1 for line in found)
 
 
+@pytest.mark.slow
 def test_compiled_and_own_forward_ask_the_same(recipe):
     path = recipe(stage("fast", forward="compiled", steps=2), stage("own", forward="own", steps=2))
     run(path)
@@ -130,6 +131,7 @@ def test_a_replay_gives_the_same_bytes_from_the_middle_of_a_round_too(recipe):
     assert any(line["objective"]["clipped_low"] + line["objective"]["clipped_high"] > 0 for line in lines("one"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(recipe):
     """Killed after an update in the middle of a round."""
     path = recipe(stage(updates=2, steps=81, resume=0.02, kl=0.05))
@@ -182,6 +184,7 @@ def test_kl_holds_the_model_near_its_reference(recipe, capsys):
     assert "kl" not in lines("one", "free")[0]["objective"]
 
 
+@pytest.mark.slow
 def test_two_ranks_change_nothing_but_rounding(recipe):
     path = recipe(stage(steps=3, updates=1, kl=0.1))
     run(path)

@@ -137,6 +137,7 @@ def test_from_a_reference_to_pairs_that_are_trained_on_again(recipe):
     assert main(["verify", "small/own", "--replay", "--interval", "0:4", "--store", "one"]) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(recipe):
     path = recipe(stage("own", "preference: {loss: kto}", steps=60, every=20, resume=0.05))
     run(path)
@@ -153,6 +154,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(recipe):
     assert artifact("one", "own").record.digest == artifact("two", "own").record.digest
 
 
+@pytest.mark.slow
 def test_two_ranks_change_nothing_but_rounding(recipe):
     """Replicas and slices; kto's reference point goes over both."""
     path = recipe(
