@@ -5,6 +5,7 @@ A file of the latter says of which documents it is and at which temperature, so 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,7 +192,8 @@ def save(stored: Stored, digest: str, path: Path) -> None:
     arrays |= {f"logps.{i}": logps for i, logps in enumerate(stored.logps)}
     arrays |= {f"counts.{i}": np.diff(starts) for i, starts in enumerate(stored.starts)}
     aside = path.with_name(f".{path.name}.part")
-    save_file(arrays, aside, metadata={"documents": digest, "temperature": repr(stored.temperature)})
+    # One key: safetensors writes several in an order of chance, and a replay would give other bytes.
+    save_file(arrays, aside, metadata={"heard": json.dumps({"documents": digest, "temperature": stored.temperature})})
     aside.replace(path)
 
 
@@ -205,7 +207,7 @@ def load(path: Path, sources: Sequence[Sequence[Encoded]], temperature: float) -
 
     try:
         with safe_open(path, "numpy") as file:
-            told = dict(file.metadata() or {})
+            told = json.loads((file.metadata() or {}).get("heard", "{}"))
             arrays: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read what the teacher says: {error}", where=str(path), remedy="run its stage again") from error
@@ -213,7 +215,7 @@ def load(path: Path, sources: Sequence[Sequence[Encoded]], temperature: float) -
         what = "the teacher was heard on other documents: other rows, another format, or other targets, sequence_length or overlong"
         remedy = "give both stages the same data, format, targets, sequence_length and overlong"
         raise UserError(what, where=str(path), remedy=remedy)
-    if float(told["temperature"]) != temperature:
+    if told["temperature"] != temperature:
         what = f"the teacher was heard at temperature {told['temperature']}, and the training asks for {temperature}"
         raise UserError(what, where="distillation.temperature", remedy="give both stages the same temperature")
     number = range(len(arrays) // 3)
