@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -447,8 +448,34 @@ def test_only_text_is_written_as_the_tokenizer_writes_it(constrainer: Constraine
     other = next(id for id in range(tokenizer.vocab_size) if tokenizer.decode([id]) == "T")
     assert not matcher.accept(other, 60)
     assert matcher.accept(ids[0], 60)
-    assert matcher.fork().forced(60) == matcher.forced(60)
     assert not constrainer.compile(grammar.regex("[a-z]+"))().forced(9)
+
+
+def test_forks_go_their_own_ways(constrainer: Constrainer) -> None:
+    compiled = constrainer.compile(grammar.json_schema(PERSON))
+
+    def steps(matcher: Any, seed: int) -> Iterator[int]:
+        rng, left = random.Random(seed), 60
+        while not matcher.finished and left:
+            id = anything(matcher.allowed(left).nonzero()[:, 0].tolist(), rng)
+            if matcher.accept(id, left):
+                left -= 1
+                yield id
+
+    start = compiled()
+    walks = [steps(start.fork(), seed) for seed in range(4)]
+    turns = zip_longest(*walks)  # one id of each by turns
+    together = [[id for id in ids if id is not None] for ids in zip(*turns, strict=True)]
+    assert together == [list(steps(compiled(), seed)) for seed in range(4)]
+    assert torch.equal(start.allowed(99), compiled().allowed(99))
+
+
+def test_a_plan_with_a_known_end_is_the_plan(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
+    vocabulary, rng = constrainer.vocabulary, random.Random(3)
+    for _ in range(200):
+        known, other = (tuple(rng.choice(b'{"a": 12}, weather') for _ in range(rng.randrange(40))) for _ in range(2))
+        run = other + known[rng.randrange(len(known) + 1) :]
+        assert vocabulary.write(run, known, vocabulary.write(known)) == vocabulary.write(run)
 
 
 def test_beams_keep_to_a_schema_in_any_budget(constrainer: Constrainer, tokenizer: Tokenizer) -> None:

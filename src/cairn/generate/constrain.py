@@ -120,8 +120,7 @@ class Compiled:
 class LlMatcher(Matcher):
     """One answer under one constraint; see `cairn.generate.matcher.Matcher`.
 
-    Where only one text can come next, it is written as the tokenizer writes it: other ids for the same text are not allowed there, and
-    the model is not asked.
+    Where only one text can come next, llguidance allows only the ids with which the tokenizer writes it, so the model need not be asked.
     """
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any, closer: Closer, plan: Plan, shape: JsonShape | None) -> None:
@@ -152,17 +151,14 @@ class LlMatcher(Matcher):
         tokens, next_id = self._plan[self._at]
         if tokens > left:
             raise _too_short("the constraint", tokens, left)
-        only: Sequence[int] = self.forced(left)[:1]
-        if not only:
-            stops = sorted(self._vocabulary.stop_ids)
-            if len(self._refused) < REFUSALS or (next_id < 0 and not stops):
-                mask_V = self._mask()
-                if mask_V is not None:
-                    return torch.from_numpy(mask_V)
-            # Too many refusals, or llguidance gave up: along the known ending.
-            only = stops if next_id < 0 else [next_id]
+        stops = sorted(self._vocabulary.stop_ids)
+        if len(self._refused) < REFUSALS or (next_id < 0 and not stops):
+            mask_V = self._mask()
+            if mask_V is not None:
+                return torch.from_numpy(mask_V)
+        # Too many refusals, or llguidance gave up: along the known ending.
         mask_V = np.zeros(self._vocabulary.size, np.bool_)
-        mask_V[only] = True
+        mask_V[stops if next_id < 0 else [next_id]] = True
         return torch.from_numpy(mask_V)
 
     def forced(self, left: int) -> Sequence[int]:
@@ -191,7 +187,7 @@ class LlMatcher(Matcher):
         """Take an id, or refuse it; see `Matcher`."""
         forced = self.forced(left)
         if forced and id != forced[0]:
-            return False
+            return False  # it may be the same text, which alone is what `_accept` looks at
         taken = self._accept(id, left)
         if not taken:
             self._refused.append(id)
