@@ -37,7 +37,7 @@ SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "title": {"type": "string", "maxLength": 60},
-        "start": {"type": "string", "format": "date-time"},
+        "start": {"type": "string", "pattern": "^20[0-9]{2}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]$"},
         "minutes": {"type": "integer", "minimum": 5, "maximum": 1440},
         "where": {"type": "string", "maxLength": 80},
         "guests": {
@@ -169,25 +169,22 @@ class Bench:
             return round(16 * (o.longest / 16) ** rng.random())
 
         held = [(ids(o.prompt), 0) for _ in range(16)] if "held" in o.parts else []
-        copied = [ids(4 * o.answer) for _ in range(2)]
+        copied = [ids(2 * o.answer) for _ in range(2)]
         return {
             "one": [(ids(o.prompt), o.answer)],
             "sixteen": [(ids(o.prompt), o.answer) for _ in range(16)],
             "mixed": [(ids(length()), length()) for _ in range(32)],
-            "copying": [(text, o.answer) for text in copied],
-            "copying+": [(text, o.answer) for text in copied],
+            "copying": [(text, len(text)) for text in copied],
+            "copying+": [(text, len(text)) for text in copied],
             "held": held[:1],
             "held16": held,
         }
 
     def answers(self, shape: str, works: dict[str, Any]) -> list[list[int]]:
-        """What the copying requests are to say: a piece of their prompt in which every sixteenth token, by chance, is another."""
+        """What the copying requests are to say: their prompt once more, in which every sixteenth token, by chance, is another."""
         rng = random.Random(self.options.seed + 1)
-        vocab, found = SHAPES[shape]["vocab_size"], []
-        for text, want in works["copying"]:
-            at = rng.randrange(len(text) - want)
-            found.append([rng.randrange(3, vocab) if rng.random() < 1 / 16 else id for id in text[at : at + want]])
-        return found
+        vocab = SHAPES[shape]["vocab_size"]
+        return [[rng.randrange(3, vocab) if rng.random() < 1 / 16 else id for id in text] for text, _ in works["copying"]]
 
     def start(self, script: str, job: dict[str, Any], shape: str, name: str, python: Path | None = None) -> Script:
         """A script as a process, with the same threads for everybody, and nothing from or to a network."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,35 @@ from cairn.generate.constrain import Compiled, Constrainer
 from cairn.generate.engine import Engine, Request
 from cairn.generate.fast import FastRunner
 from cairn.generate.grammar import json_schema
-from cairn.generate.matcher import Matcher
 from cairn.generate.native import build
 from cairn.generate.perplexity import compare
+from cairn.generate.runner import Piece
 from cairn.generate.sampling import Sampling
 from cairn.generate.speculate import PromptLookup, Speculative
 from cairn.model.load import load_model
 from cairn.tokenizer.load import Tokenizer
 
 
-class Dictated(Matcher):
-    """A constraint that allows one text only: an answer that copies, whatever the model's weights."""
+class Dictating:
+    """A runner under which a model copies, whatever its weights: behind a known prompt the next id of its answer is the likeliest."""
 
-    def __init__(self, ids: list[int], vocab: int) -> None:
-        self.ids, self.at, self.finished, self.mask_V = ids, 0, False, torch.zeros(vocab, dtype=torch.bool)
+    def __init__(self, runner: FastRunner, works: list[tuple[list[int], list[int]]]) -> None:
+        self.runner, self.slots, self.capacity, self.invariant = runner, runner.slots, runner.capacity, runner.invariant
+        self.row_cost = runner.row_cost
+        self.known = {tuple(prompt[:8]): (len(prompt), answer) for prompt, answer in works}
+        self.now: tuple[int, list[int]] = (0, [])
+        self.cost, self.truncate, self.copy = runner.cost, runner.truncate, runner.copy
 
-    def allowed(self, left: int) -> torch.Tensor:
-        self.mask_V.zero_()
-        self.mask_V[self.ids[self.at]] = True
-        return self.mask_V
-
-    def accept(self, id: int, left: int) -> bool:
-        if id != self.ids[self.at]:
-            return False
-        self.at += 1
-        return True
+    def forward(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        found = self.runner.forward(pieces)
+        for piece, rows_TV in zip(pieces, found, strict=True):
+            if piece.start == 0:
+                self.now = self.known[tuple(piece.ids[:8])]
+            begin, answer = self.now
+            first = piece.start + len(piece.ids) - piece.wanted + 1 - begin  # of the answer, the place behind the first row
+            for row, id in enumerate(answer[first : first + piece.wanted]):
+                rows_TV[row, id] = 1e9
+        return found
 
 
 HELD = ("held", "held16")
@@ -79,24 +84,28 @@ def main() -> None:
     plain = Engine(model, runner=lambda m, slots, alone: FastRunner(m, slots, 2048, weights=told["weights"], budget=32768))
     assert plain.scheduler
     packed = time.perf_counter() - begun
-    drafted = Speculative(FastRunner(model, 1, 2048, weights=told["weights"]), PromptLookup())
-    drafting = Engine(model, max_batch=1, runner=lambda m, slots, alone: drafted)
-    vocab = model.config.vocab_size
+    copies = [(ids, answer) for (ids, _), answer in zip(told["works"].get("copying", ()), told["answers"], strict=False)]
+
+    def copying() -> Dictating:
+        return Dictating(FastRunner(model, 1, 2048, weights=told["weights"]), copies)
+
+    engines = {
+        "copying": Engine(model, max_batch=1, runner=lambda m, slots, alone: copying()),
+        "copying+": Engine(model, max_batch=1, runner=lambda m, slots, alone: Speculative(copying(), PromptLookup())),
+    }
 
     schema, stops = hold(told)
 
     def run(work: str, given: Any) -> list[list[int]]:
-        engine = drafting if work == "copying+" else plain
+        engine = engines.get(work, plain)
         if work in HELD:
             sampling = Sampling(max_new_tokens=MOST)
             held = [Request(ids, sampling, stops, index=i, constraint=schema) for i, (ids, _) in enumerate(given)]
             return [c.ids for c in engine.generate(held)]
-        requests = []
-        for i, (ids, want) in enumerate(given):
-            answer = told["answers"][i] if work.startswith("copying") else None
-            constraint = None if answer is None else lambda answer=answer: Dictated(answer, vocab)
-            requests.append(Request(ids, Sampling(max_new_tokens=want), index=i, constraint=constraint))
-        return [c.ids for c in engine.generate(requests)]
+        requests = [Request(ids, Sampling(max_new_tokens=want), index=i) for i, (ids, want) in enumerate(given)]
+        said = [c.ids for c in engine.generate(requests)]
+        assert work not in engines or said == told["answers"], "what was dictated was not said"
+        return said
 
     for work in HELD if schema else ():
         given = told["works"][work]

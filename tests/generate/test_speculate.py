@@ -15,7 +15,7 @@ from cairn.generate.fast import FastRunner
 from cairn.generate.hf_runner import HfRunner
 from cairn.generate.runner import Piece, Runner
 from cairn.generate.sampling import Sampling
-from cairn.generate.speculate import BEYOND, Ask, Drafter, DraftModel, PromptLookup, Speculative
+from cairn.generate.speculate import BEYOND, Ask, Drafter, DraftModel, PromptLookup, Speculative, _Sequence
 
 from .conftest import VOCAB, build, prompts
 
@@ -128,6 +128,16 @@ def test_drawn_tokens_are_distributed_as_the_model_says() -> None:
     assert degrees > 10
     assert counts["accepted"] > 50
     assert statistic < degrees + 4 * (2 * degrees) ** 0.5, f"chi-squared {statistic:.0f} at {degrees} degrees of freedom"
+
+
+@pytest.mark.parametrize("right", [1, 4, 8, 12, 15])
+def test_drafts_are_as_long_as_they_pay(right: int) -> None:
+    """Of every length up to 16: tokens that come of a call, by what the call costs."""
+    sequence, p = _Sequence(tried=16.0, true=float(right)), right / 16
+    for cost in (0.05, 0.1, 0.18, 0.45, 1.0):
+        worth = [sum(p**i for i in range(n + 1)) / (1 + cost * n) for n in range(1, 17)]
+        assert sequence.length(16, cost) == worth.index(max(worth)) + 1
+        assert sequence.length(3, cost) <= 3
 
 
 # -- drafters ---------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cairn.errors import UserError
-from cairn.generate.draw import NOT_FINITE, likeliest, penalise
+from cairn.generate.draw import HALF, NOT_FINITE, likeliest, penalise
 from cairn.generate.matcher import Matcher
 from cairn.generate.request import Logprob, Request
 
@@ -27,6 +30,8 @@ class Choice:
         # A greedy choice is first made freely: the constraint says yes to it as a rule, and needs no mask then.
         self.adjusts = request.sampling.adjusts or (self.matcher is not None and not request.sampling.greedy)
         """Whether the logits must be adjusted before a first choice is made and offered to `accept`."""
+        self.wary = False
+        """The constraint refused the last free choice: its mask is asked for before the next one is offered."""
         sampling = request.sampling
         self._seen_V: Tensor | None = None
         self._counts_V: Tensor | None = None
@@ -71,21 +76,30 @@ class Choice:
         return logits_V
 
     def best(self, logits_V: Tensor, left: int) -> int:
-        """The likeliest id by what `adjust` gives, which is not made where a few logits are all that is to be compared; or `NOT_FINITE`.
+        """The likeliest id by what `adjust` gives, or `NOT_FINITE`.
 
         Raises:
             UserError: the constraint allows no token.
         """
         if self.matcher is None or self._sampling.adjusts or not logits_V.is_cpu:
             return likeliest([self.adjust(logits_V, left)])[0]
-        allowed_V = self.matcher.allowed(left)
-        if allowed_V is None:
-            return likeliest([logits_V])[0]
-        ids = torch.from_numpy(np.flatnonzero(allowed_V[: len(logits_V)].numpy()))
-        if not len(ids):
-            raise self._nothing()
-        place = likeliest([logits_V[ids]])[0]
-        return place if place == NOT_FINITE else int(ids[place])
+        free, allowed_V = likeliest([logits_V])[0], self.matcher.allowed(left)
+        if allowed_V is None or free == NOT_FINITE:
+            return free
+        self.wary = not (free < len(allowed_V) and allowed_V[free])
+        return self._best_of(allowed_V[: len(logits_V)].numpy(), logits_V) if self.wary else free
+
+    def _best_of(self, allowed_V: NDArray[np.bool_], logits_V: Tensor) -> int:
+        """The likeliest of the allowed ids: by the way that is shorter for so many."""
+        logits = (logits_V.float() if logits_V.dtype in HALF else logits_V)[: len(allowed_V)].numpy()
+        if np.count_nonzero(allowed_V) > len(allowed_V) // 4:
+            best = int(np.where(allowed_V, logits, -np.inf).argmax())
+        else:
+            ids = np.flatnonzero(allowed_V)
+            if not len(ids):
+                raise self._nothing()
+            best = int(ids[logits[ids].argmax()])
+        return best if math.isfinite(logits[best]) else NOT_FINITE
 
     def _nothing(self) -> UserError:
         return UserError("the constraint allows no token", where=self._where, remedy="check that the constraint can be met")

@@ -132,6 +132,8 @@ class LlMatcher(Matcher):
         self._shape = shape
         self._refused: list[int] = []
         self._forced: list[int] | None = None
+        self._asked_V: NDArray[np.bool_] | None = None
+        """The mask of this place, once it was asked for."""
         self._bits = np.zeros(-(-vocabulary.size // 32), np.int32)
         """llguidance writes its masks here, a bit an id."""
 
@@ -140,6 +142,7 @@ class LlMatcher(Matcher):
         other = copy.copy(self)
         other._matcher, other._closer = self._matcher.deep_copy(), self._closer and self._closer.fork()
         other._refused, other._bits = list(self._refused), self._bits.copy()
+        other._asked_V = None  # a refusal changes it
         return other
 
     def allowed(self, left: int) -> Tensor:
@@ -174,6 +177,8 @@ class LlMatcher(Matcher):
         """What llguidance allows, without what was refused here; None where it gave up or nothing is left."""
         if self._closer is None or self._matcher.is_error():
             return None
+        if self._asked_V is not None:
+            return self._asked_V
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             return None
@@ -181,7 +186,10 @@ class LlMatcher(Matcher):
         mask_V[self._refused] = False
         if self._vocabulary.unused is not None:
             mask_V[self._vocabulary.unused] = False
-        return mask_V if mask_V.any() else None
+        if not mask_V.any():
+            return None
+        self._asked_V = mask_V
+        return mask_V
 
     def accept(self, id: int, left: int) -> bool:
         """Take an id, or refuse it; see `Matcher`."""
@@ -191,6 +199,8 @@ class LlMatcher(Matcher):
         taken = self._accept(id, left)
         if not taken:
             self._refused.append(id)
+            if self._asked_V is not None and id < len(self._asked_V):
+                self._asked_V[id] = False
         return taken
 
     def _accept(self, id: int, left: int) -> bool:
@@ -198,7 +208,7 @@ class LlMatcher(Matcher):
         if symbols == (END,):
             self.finished = self._may_end(id)
             return self.finished
-        if not planned and (self._closer is None or id >= self._vocabulary.size or self._matcher.validate_tokens([id]) != 1):
+        if not planned and not self._may_come(id):
             return False
         closer = self._closer and symbols and self._closer.after(symbols)
         shape = self._shape and self._shape.after(symbols)
@@ -211,6 +221,14 @@ class LlMatcher(Matcher):
             return False
         self._take(id, closer, plan, closer.at, shape)
         return True
+
+    def _may_come(self, id: int) -> bool:
+        """Whether llguidance takes an id."""
+        if self._closer is None or id >= self._vocabulary.size:
+            return False
+        if self._asked_V is not None:
+            return bool(self._asked_V[id])
+        return bool(self._matcher.validate_tokens([id]) == 1)
 
     def _may_end(self, id: int) -> bool:
         """Whether a stop token may come: behind the known ending, or where llguidance says so."""
@@ -235,7 +253,7 @@ class LlMatcher(Matcher):
     def _take(self, id: int, closer: Closer | None, plan: Plan, at: int, shape: JsonShape | None) -> None:
         self._closer, self._plan, self._at, self._shape = closer, plan, at, shape
         self._route = self._route if closer is None else closer.route
-        self._refused = []
+        self._refused, self._asked_V = [], None
         self._forced = self._forced[1:] or None if self._forced else None
         self._matcher.consume_token(id)
         ended = at == len(self._route)

@@ -55,11 +55,11 @@ def likeliest(rows: Sequence[Tensor]) -> list[int]:
         best_B, ids_B = torch.stack(list(rows)).max(-1)
         return torch.where(best_B.isfinite(), ids_B, NOT_FINITE).tolist()
     # torch's own search for a place takes 20 µs for 32k logits, numpy's 2. Both give the first NaN where there is one.
-    found = [(row, int((row.float() if row.dtype in _HALF else row).numpy().argmax())) for row in rows]
+    found = [(row, int((row.float() if row.dtype in HALF else row).numpy().argmax())) for row in rows]
     return [id if math.isfinite(row[id]) else NOT_FINITE for row, id in found]
 
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
 """What numpy does not know, or is slow with."""
 
 

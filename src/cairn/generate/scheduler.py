@@ -311,6 +311,8 @@ class Scheduler:
         """The id, or the one chosen in its place where the constraint refuses it: from what is left, and drawn at another number."""
         assert job.choice is not None
         sampling, refused = job.request.sampling, list[int]()
+        if job.choice.wary and sampling.greedy and id != NOT_FINITE:
+            id = job.choice.best(logits_V, job.left)
         while id != NOT_FINITE and not job.choice.accept(id, job.left):
             if refused.count(id) > 1:  # once as a guess that it did not allow is no fault
                 # Or a constraint that breaks its word would hold up all other requests for ever.

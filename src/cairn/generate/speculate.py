@@ -11,7 +11,6 @@ rule for greedy decoding, and for drawn tokens it keeps the distribution, since 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,7 +25,7 @@ BEYOND = 20
 """Tokens behind the last run that was found after which a copy counts as ended."""
 
 ROW = 0.12
-"""What a further token in a call costs, against a call of one token. A draft ends where it is less likely to come true."""
+"""What a further token in a call costs, against a call of one token, where a runner does not say it (`row_cost`)."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +181,17 @@ class _Sequence:
         self.drafted = self.right = 0
         self.ahead.clear()
 
-    @property
-    def length(self) -> int:
-        """The longest draft whose last token is likely enough, by the share that came true of late."""
-        share = self.true / self.tried
-        return max(1, int(math.log(ROW) / math.log(min(max(share, 0.01), 0.99))))
+    def length(self, most: int, row_cost: float) -> int:
+        """The draft of at most so many tokens that gives most tokens for its time, by the share that came true of late."""
+        share = min(self.true / self.tried, 0.99)
+        gained = likely = 1.0
+        for drafted in range(most):
+            likely *= share
+            # A token more pays as long as it brings more for its cost than all so far did for theirs.
+            if drafted and likely / row_cost < gained / (1 + row_cost * drafted):
+                return drafted
+            gained += likely
+        return most
 
 
 class Speculative:
@@ -204,7 +209,7 @@ class Speculative:
         self.slots, self.capacity = runner.slots, runner.capacity
         self.invariant = bool(getattr(runner, "invariant", False))
         self.counts = {"calls": 0, "drafted": 0, "accepted": 0}
-        self._longest, self._rows = longest, rows
+        self._longest, self._rows, self._row_cost = longest, rows, getattr(runner, "row_cost", ROW)
         self._sequences = [_Sequence() for _ in range(runner.slots)]
 
     def cost(self, tokens: int) -> int:
@@ -285,8 +290,8 @@ class Speculative:
             if sequence.rest:
                 sequence.rest -= 1
                 continue
-            most = min(sequence.length, self._longest, left // len(single), self.capacity - piece.start - 1)
+            most = min(self._longest, left // len(single), self.capacity - piece.start - 1)
             if most > 0:
-                asks[piece.slot] = Ask(piece.slot, sequence.ids, most)
+                asks[piece.slot] = Ask(piece.slot, sequence.ids, sequence.length(most, self._row_cost))
         found = dict(zip(asks, self.drafter.propose(list(asks.values())), strict=True)) if asks else {}
         return [found.get(piece.slot, []) if len(piece.ids) == 1 and piece.wanted == 1 else [] for piece in pieces]

@@ -463,7 +463,8 @@ class Decoder {
 #if WEIGHTS == I4
         return left >= 4 ? 4 : left >= 2 ? 2 : 1;
 #else
-        return left >= 12 && left != 16 ? 12 : left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        // Two equal passes over a panel rather than one of twelve and one of few.
+        return left <= 12 ? int(left) : left <= 24 ? int(left + 1) / 2 : 12;
 #endif
     }
 
@@ -473,7 +474,14 @@ class Decoder {
             case 2: return tile<2>(w, steps, x, stride, out, scale, scales);
             case 4: return tile<4>(w, steps, x, stride, out, scale, scales);
 #if WEIGHTS != I4
+            case 3: return tile<3>(w, steps, x, stride, out, scale, scales);
+            case 5: return tile<5>(w, steps, x, stride, out, scale, scales);
+            case 6: return tile<6>(w, steps, x, stride, out, scale, scales);
+            case 7: return tile<7>(w, steps, x, stride, out, scale, scales);
             case 8: return tile<8>(w, steps, x, stride, out, scale, scales);
+            case 9: return tile<9>(w, steps, x, stride, out, scale, scales);
+            case 10: return tile<10>(w, steps, x, stride, out, scale, scales);
+            case 11: return tile<11>(w, steps, x, stride, out, scale, scales);
             case 12: return tile<12>(w, steps, x, stride, out, scale, scales);
 #endif
         }
