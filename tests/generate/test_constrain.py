@@ -439,6 +439,16 @@ def test_asking_the_model_less_changes_no_answer(constrainer: Constrainer, token
         before = [c.ids for c in short]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_of_more_ids_than_the_tokenizer_is_held(constrainer: Constrainer, tokenizer: Tokenizer, temperature: float) -> None:
+    """Vocabularies are padded to round numbers; the ids beyond may well be the likeliest of all."""
+    engine = Engine(_model(tokenizer.vocab_size + 64), runner=lambda m, slots, alone: FastRunner(m, slots, 512))
+    compiled, stops = constrainer.compile(grammar.json_schema(PERSON)), frozenset(constrainer.vocabulary.stop_ids)
+    sampling = [Sampling(max_new_tokens=90, temperature=temperature, seed=i, logit_bias={}) for i in range(20)]
+    done = engine.generate([Request([5, 6, 7 + i], s, stops, index=i, constraint=compiled) for i, s in enumerate(sampling)])
+    assert all(valid(PERSON, parse_json(text_of(constrainer, tokenizer, c.ids))) for c in done)
+
+
 def test_only_text_is_written_as_the_tokenizer_writes_it(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
     text = "The weather in Oslo is sunny today"
     matcher = constrainer.compile(grammar.choice([text]))()

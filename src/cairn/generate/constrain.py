@@ -197,9 +197,10 @@ class LlMatcher(Matcher):
         if forced and id != forced[0]:
             return False  # it may be the same text, which alone is what `_accept` looks at
         taken = self._accept(id, left)
-        if not taken:
+        # An id beyond the tokenizer's, of a model whose vocabulary is padded, is in no mask.
+        if not taken and id < self._vocabulary.size:
             self._refused.append(id)
-            if self._asked_V is not None and id < len(self._asked_V):
+            if self._asked_V is not None:
                 self._asked_V[id] = False
         return taken
 
