@@ -19,7 +19,8 @@ from cairn.config import checked
 from cairn.errors import UserError
 from cairn.model.adapter_config import MODEL_FILES
 from cairn.pipeline.stage import Context, Estimate, register
-from cairn.pipeline.stages.train import Parts, Rows, Train, TrainConfig, show_row
+from cairn.pipeline.stages.train import Parts, Rows, Train, show_row
+from cairn.pipeline.training import TrainConfig
 from cairn.score.registry import get_metric
 from cairn.train.config import OptimizerConfig, ScheduleConfig, WatchConfig
 from cairn.train.policy import PolicyConfig, RolloutConfig

@@ -13,135 +13,22 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from pydantic import Field, model_validator
-
-from cairn.chat.attributes import Attributes, with_attributes
-from cairn.chat.format import Format, check_format, load_format
-from cairn.config import build, checked
-from cairn.data.shares import Shares
+from cairn.chat.format import load_format
 from cairn.data.sources import Source
-from cairn.errors import UserError, did_you_mean
-from cairn.ledger.refs import InputPath, StageRef
-from cairn.model.adapter_config import MODEL_FILES, AdapterConfig, model_place
-from cairn.model.config import ModelConfig
-from cairn.pipeline.checkpoints import saved_parameters
+from cairn.errors import UserError
+from cairn.model.adapter_config import MODEL_FILES, model_place
 from cairn.pipeline.companions import give_tokenizer
 from cairn.pipeline.documents import REFERENCE, TEACHER, Look, encode_sources, reference_place
 from cairn.pipeline.stage import Context, Estimate, Stage, register
+from cairn.pipeline.training import TrainConfig, format_of
+from cairn.pipeline.training_cost import estimate
 from cairn.train.board import require_tensorboard
-from cairn.train.budget import Budget, resolve
-from cairn.train.config import Training
 
 if TYPE_CHECKING:
     from cairn.train.loop import Trainer
     from cairn.train.ranks import Ranks
-
-
-class TrainConfig(Training):
-    """Training, and where model, tokenizer and rows come from."""
-
-    asks: ClassVar[bool] = False
-    """Whether what is learnt are answers that the model gives during the training."""
-    model: ModelConfig | None = None
-    """The shape of a fresh model. Give this, `init` or `checkpoint`."""
-    init: StageRef | None = None
-    """A train stage whose model is trained further; its tokenizer is used unless `tokenizer` is given."""
-    checkpoint: InputPath | None = None
-    """A Hugging Face folder to start from."""
-    adapter: AdapterConfig | None = None
-    """Freeze the model and train an adapter on it, which takes higher rates than its weights do: 1e-4 to 1e-3 with AdamW."""
-    tokenizer: StageRef | None = None
-    """A tokenizer stage."""
-    budget: Budget | None = None
-    """A compute budget that chooses a fresh model's shape, tokens, batch and rates (train/budget.py); what is given beside it stays."""
-    format: Annotated[str, checked(check_format)] | None = None
-    """Chat format to render dialogues with; None means the one that the tokenizer carries."""
-    attributes: Attributes | None = None
-    """Attributes of one's own in place of the format's: {name: {default, minimum, maximum}}; needs `format`."""
-    data: list[Source]
-    """What is learnt, and how often a row of each source is drawn."""
-    labelled: list[str] = Field(default_factory=list)
-    """Sources whose every answer must have all attributes. An answer of another source is learnt under the default of what it lacks."""
-    shares: Shares | None = None
-    """Shares of the drawn tokens (plain text, languages) that the sources' weights are adjusted to reach; None: weights as they are."""
-    reference: StageRef | None = None
-    """A reference stage over the same rows, for the objective preference. None: the model that is trained from is its own reference, and
-    is measured at the start; that is written to `reference.safetensors`."""
-
-    @model_validator(mode="after")
-    def _one_start(self) -> TrainConfig:
-        if self.budget is not None and (self.init is not None or self.checkpoint is not None):
-            raise ValueError("a budget chooses the shape of a fresh model: give tokens where init or checkpoint is given")
-        if self.budget is None and sum(x is not None for x in (self.model, self.init, self.checkpoint)) != 1:
-            raise ValueError("give exactly one of model, init and checkpoint")
-        if self.objective == "attributes":
-            raise ValueError("attributes are learnt by a stage of kind label")
-        if self.attributes is not None:
-            if self.format is None:
-                raise ValueError("attributes need a format to stand in: give format: karakuri")
-            with_attributes(self.format, self.attributes)
-        if self.reference is not None and not self.needs_reference:
-            raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
-        if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
-            raise ValueError("a reward model is trained whole, from a model: give init or checkpoint, and no adapter")
-        if self.objective == "grpo" and not self.asks:
-            raise ValueError("the objective grpo learns from the model's own answers: make it a stage of kind grpo")
-        if self.model is not None and self.adapter is not None:
-            raise ValueError("an adapter needs a trained model: give init or checkpoint")
-        if (self.model is not None or self.budget is not None) and self.tokenizer is None:
-            raise ValueError("a fresh model needs a tokenizer")
-        if self.model is not None and self.budget is None:
-            self.model.check()
-        # A context that is left out beside a budget follows the sequences.
-        settled = self.model is not None and (self.budget is None or "context" in self.model.model_fields_set)
-        if self.model is not None and settled and self.sequence_length > self.model.context:
-            raise ValueError(f"sequence_length ({self.sequence_length}) is longer than the model's context ({self.model.context})")
-        names = [s.name for s in self.data]
-        for name in self.labelled:
-            if name not in names:
-                raise ValueError(f"labelled names no source of data: {name}. {did_you_mean(name, names)}")
-        weighed = [source.name for source in self.data if source.loss_weight != 1.0]
-        if weighed and self.objective not in ("supervised", "language_model"):
-            raise ValueError(f"{weighed[0]} has a loss_weight, which only the objectives supervised and language_model know")
-        if self.labelled and (self.format is None or not load_format(self.format).attributes):
-            raise ValueError("labelled needs a format with attributes: give format: karakuri")
-        if len(set(names)) != len(names):
-            raise ValueError("two sources of one name")
-        if not names:
-            raise ValueError("a mix needs at least one source")
-        return self
-
-    def _length_is_chosen(self) -> bool:
-        return self.budget is not None and (self.steps is None or self.tokens is None)
-
-    def resolved(self, vocab_size: int | None) -> TrainConfig:
-        """With every value that the budget decides; a configuration without one, or with all its values, as it is.
-
-        Raises:
-            UserError: the vocabulary's size is not known, or the budget fits no model.
-        """
-        if self.budget is None:
-            return self
-        vocab = self.budget.vocab_size or vocab_size
-        if vocab is None:
-            what = "a budget needs the vocabulary's size, which decides what a model costs"
-            raise UserError(what, where="budget.vocab_size", remedy="add vocab_size to the budget")
-        keys = ("steps", "tokens", "batch_sequences", "accumulate")
-        given: dict[str, Any] = {key: getattr(self, key) for key in keys if key in self.model_fields_set}
-        for key in ("model", "optimizer"):
-            part = getattr(self, key)
-            given[key] = part.model_dump(exclude_unset=True) if part is not None and key in self.model_fields_set else {}
-        try:
-            chosen = resolve(self.budget, given, vocab, self.sequence_length)
-        except ValueError as error:
-            raise UserError(str(error), where="budget.flops", remedy="give another budget, or the sizes one by one") from None
-        # What is no part of the key is left out of a dump; it was asked for all the same.
-        resuming = {**self.checkpoints.model_dump(), "resume_seconds": self.checkpoints.resume_seconds}
-        unkeyed = {"watch": self.watch.model_dump(), "memory": self.memory.model_dump(), "checkpoints": resuming}
-        whole = {**self.model_dump(), **unkeyed, **chosen, "budget": {**self.budget.model_dump(), "vocab_size": vocab}}
-        return build(type(self), whole, where="budget")
 
 
 class Rows(NamedTuple):
@@ -259,31 +146,7 @@ class Train(Stage):
         return [(place, stage, files) for place, stage, files in asked if stage is not None]
 
     def estimate(self, config: Any, inputs: dict[str, Any]) -> Estimate:
-        """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
-        from cairn.model.config import count_parameters, training_flops
-        from cairn.model.speed import gemm_rate
-
-        tokens = config.total_steps * config.step_tokens
-        if config.adapter is not None:
-            return _estimate_adapter(config, inputs, tokens)
-        shape, vocab = config.model, _vocab_size(config, inputs)
-        if shape is not None and vocab is not None:
-            total, matrices = count_parameters(shape, vocab)
-            mean = config.sequence_length / 4  # documents are shorter than their limit; only the attention's small share depends on it
-            flops = training_flops(matrices, tokens, layers=shape.layers, hidden_size=shape.hidden_size, mean_length=mean)
-        else:
-            before = getattr(inputs, "estimates", {}).get(config.init)
-            known = saved_parameters(Path(config.checkpoint)) if config.checkpoint is not None else before and before.parameters
-            if known is None:
-                return Estimate(tokens=tokens)
-            total, flops = known, 6.0 * known * tokens
-            shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-        # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
-        seconds = flops / (0.3e9 * gemm_rate(config.compute))
-        models = 8 if config.ema is not None and config.ema.use == "both" else 4
-        disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
-        peak = _peak_memory(config, shape, total) if shape is not None else None
-        return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=seconds)
+        return estimate(config, inputs)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
@@ -300,7 +163,7 @@ class Train(Stage):
         deterministic()
         folder = self._tokenizer_folder(context)
         tokenizer = Tokenizer.load(folder)
-        renderer = Renderer(_format_of(config) or load_format(folder), tokenizer)
+        renderer = Renderer(format_of(config) or load_format(folder), tokenizer)
         model = self._model(context, tokenizer)
         adapted = attach(model, config.adapter, context.seed) if config.adapter is not None else None
         parameters, trained = count_weights(model), sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -446,7 +309,7 @@ class Train(Stage):
             shutil.rmtree(out, ignore_errors=True)
             with trainer.ranks.busy():
                 save_model(model, out, stop_ids=sorted(parts.renderer.stop_ids))
-                give_tokenizer(parts.folder, out, _format_of(context.config))
+                give_tokenizer(parts.folder, out, format_of(context.config))
         return {}
 
     def _save_adapter(self, context: Context, trainer: Trainer, parts: Parts) -> dict[str, Any]:
@@ -466,11 +329,11 @@ class Train(Stage):
                 out = context.draft / name
                 shutil.rmtree(out, ignore_errors=True)
                 save_adapter(parts.adapted, trainer.finished_weights(last=last), out, told, stop_ids=stop_ids)
-                give_tokenizer(parts.folder, out, _format_of(context.config))
+                give_tokenizer(parts.folder, out, format_of(context.config))
             if not context.config.adapter.merge:
                 return {}
             difference = merge_folder(out, base, merged)
-            give_tokenizer(parts.folder, merged, _format_of(context.config))
+            give_tokenizer(parts.folder, merged, format_of(context.config))
         return {"merge_difference": difference}
 
 
@@ -478,13 +341,6 @@ def _folders(config: TrainConfig, name: str) -> list[tuple[str, bool]]:
     """Where what was trained is written, and whether as the last weights; the one that counts comes last."""
     both = config.ema is not None and config.ema.use == "both"
     return [*([(f"{name}-last", True)] if both else []), (name, False)]
-
-
-def _format_of(config: TrainConfig) -> Format | None:
-    """The format that the recipe names, with the recipe's attributes; None where it names none."""
-    if config.format is None:
-        return None
-    return with_attributes(config.format, config.attributes) if config.attributes is not None else load_format(config.format)
 
 
 @contextlib.contextmanager
@@ -507,50 +363,3 @@ def show_row(context: Context, tokenizer: Path, source: Source, row: int) -> str
     for option, value in (("encoding", source.encoding), ("separator", source.separator), ("format", context.config.format)):
         words += [f"--{option}", value] if value else []
     return shlex.join(words)
-
-
-def _estimate_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
-    """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
-    from cairn.model.adapter import base_config, plan_adapter
-    from cairn.model.config import transformers_config
-    from cairn.model.speed import gemm_rate
-
-    assert config.adapter is not None
-    if config.checkpoint is not None:
-        shape = base_config(Path(config.checkpoint))
-    elif (artifact := inputs.get(str(config.init))) is not None:
-        shape = base_config(model_place(artifact.path()))
-    else:
-        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-        if planned is None:
-            return Estimate(tokens=tokens)
-        shape = transformers_config(planned, vocab_size=1, bos_id=None, eos_id=None, pad_id=None)
-    base, trained = plan_adapter(shape, config.adapter)
-    before = getattr(inputs, "estimates", {}).get(config.init)
-    base = getattr(before, "parameters", None) or base
-    flops = (4.0 * base + 6.0 * trained) * tokens
-    disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
-    seconds = flops / (0.3e9 * gemm_rate(config.compute))
-    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
-
-
-def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> int:
-    """The calculator's prediction for one process on this machine's processor."""
-    from cairn.model.cost import Dimensions, memory
-    from cairn.train.config import memory_run
-
-    copies = 1 if shape.tied else 2
-    blocks = Dimensions.of(shape, vocabulary=0)
-    # The vocabulary, out of what the blocks leave of the whole: a stage that trains on knows no tokenizer here.
-    model = Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
-    return round(memory(model, memory_run(config, model)).peak)
-
-
-def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
-    """Of the tokenizer stage: as recorded, or as planned where it did not run yet."""
-    if config.tokenizer is None:
-        return None
-    artifact = inputs.get(config.tokenizer)
-    if artifact is not None:
-        return int(artifact.record.metrics["vocab_size"])
-    return getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)

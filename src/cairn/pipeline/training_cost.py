@@ -1,0 +1,87 @@
+"""What a training will cost, from its configuration and the stages before it: for plans. Loads no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cairn.model.adapter_config import model_place
+from cairn.model.config import ModelConfig
+from cairn.pipeline.checkpoints import saved_parameters
+from cairn.pipeline.stage import Estimate
+from cairn.pipeline.training import TrainConfig
+
+
+def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
+    """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
+    from cairn.model.config import count_parameters, training_flops
+    from cairn.model.speed import gemm_rate
+
+    tokens = config.total_steps * config.step_tokens
+    if config.adapter is not None:
+        return _of_adapter(config, inputs, tokens)
+    shape, vocab = config.model, _vocab_size(config, inputs)
+    if shape is not None and vocab is not None:
+        total, matrices = count_parameters(shape, vocab)
+        mean = config.sequence_length / 4  # documents are shorter than their limit; only the attention's small share depends on it
+        flops = training_flops(matrices, tokens, layers=shape.layers, hidden_size=shape.hidden_size, mean_length=mean)
+    else:
+        before = getattr(inputs, "estimates", {}).get(config.init)
+        known = saved_parameters(Path(config.checkpoint)) if config.checkpoint is not None else before and before.parameters
+        if known is None:
+            return Estimate(tokens=tokens)
+        total, flops = known, 6.0 * known * tokens
+        shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+    # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
+    seconds = flops / (0.3e9 * gemm_rate(config.compute))
+    models = 8 if config.ema is not None and config.ema.use == "both" else 4
+    disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
+    peak = _peak_memory(config, shape, total) if shape is not None else None
+    return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=seconds)
+
+
+def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
+    """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
+    from cairn.model.adapter import base_config, plan_adapter
+    from cairn.model.config import transformers_config
+    from cairn.model.speed import gemm_rate
+
+    assert config.adapter is not None
+    if config.checkpoint is not None:
+        shape = base_config(Path(config.checkpoint))
+    elif (artifact := inputs.get(str(config.init))) is not None:
+        shape = base_config(model_place(artifact.path()))
+    else:
+        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+        if planned is None:
+            return Estimate(tokens=tokens)
+        shape = transformers_config(planned, vocab_size=1, bos_id=None, eos_id=None, pad_id=None)
+    base, trained = plan_adapter(shape, config.adapter)
+    before = getattr(inputs, "estimates", {}).get(config.init)
+    base = getattr(before, "parameters", None) or base
+    flops = (4.0 * base + 6.0 * trained) * tokens
+    disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
+    seconds = flops / (0.3e9 * gemm_rate(config.compute))
+    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
+
+
+def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> int:
+    """The calculator's prediction for one process on this machine's processor."""
+    from cairn.model.cost import Dimensions, memory
+    from cairn.train.config import memory_run
+
+    copies = 1 if shape.tied else 2
+    blocks = Dimensions.of(shape, vocabulary=0)
+    # The vocabulary, out of what the blocks leave of the whole: a stage that trains on knows no tokenizer here.
+    model = Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
+    return round(memory(model, memory_run(config, model)).peak)
+
+
+def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:
+    """Of the tokenizer stage: as recorded, or as planned where it did not run yet."""
+    if config.tokenizer is None:
+        return None
+    artifact = inputs.get(config.tokenizer)
+    if artifact is not None:
+        return int(artifact.record.metrics["vocab_size"])
+    return getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
