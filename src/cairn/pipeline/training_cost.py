@@ -15,6 +15,7 @@ from cairn.pipeline.training import TrainConfig
 def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
     from cairn.model.config import count_parameters, training_flops
+    from cairn.model.cost import seconds
     from cairn.model.speed import gemm_rate
 
     tokens = config.total_steps * config.step_tokens
@@ -32,18 +33,18 @@ def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
             return Estimate(tokens=tokens)
         total, flops = known, 6.0 * known * tokens
         shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-    # A small model reaches about a third of what a bare matrix product does (docs/experiments.md).
-    seconds = flops / (0.3e9 * gemm_rate(config.compute))
+    took = seconds(flops, gemm_rate(config.compute), hidden=shape.hidden_size if shape is not None else 1024)
     models = 8 if config.ema is not None and config.ema.use == "both" else 4
     disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
     peak = _peak_memory(config, shape, total) if shape is not None else None
-    return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=seconds)
+    return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
 
 
 def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
     """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
     from cairn.model.adapter import base_config, plan_adapter
     from cairn.model.config import transformers_config
+    from cairn.model.cost import seconds
     from cairn.model.speed import gemm_rate
 
     assert config.adapter is not None
@@ -61,8 +62,8 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
     base = getattr(before, "parameters", None) or base
     flops = (4.0 * base + 6.0 * trained) * tokens
     disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
-    seconds = flops / (0.3e9 * gemm_rate(config.compute))
-    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=seconds)
+    took = seconds(flops, gemm_rate(config.compute), hidden=getattr(shape, "hidden_size", 1024))
+    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=took)
 
 
 def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> int:
