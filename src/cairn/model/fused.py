@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cairn.model import kernels
+from cairn.model.native import train as native
 
 TOLERANCE = 1e-4
 """Largest difference of hidden states in fp32, relative to their largest value, that rounding explains."""
@@ -138,17 +139,25 @@ def _attention_forward(self: Any, hidden_states: Tensor, position_embeddings: An
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     D, T = self.head_dim, hidden_states.shape[1]
+    # A layer of its own window says so; other families have one for all in their configuration.
+    window = self.sliding_window if hasattr(self, "sliding_window") else getattr(self.config, "sliding_window", None)
     layers = [self.q_proj, self.k_proj, self.v_proj]
     qkv = joined_linear(hidden_states[0], layers)
     q, k, v = (x.view(T, -1, D) for x in qkv.split([layer.weight.shape[0] for layer in layers], -1))
-    if hasattr(self, "q_norm"):
+    normed = hasattr(self, "q_norm")
+    if not packing.answers and packing.cases is None and attention_mask is None and native.attends(q, v):
+        angles = tuple(x[0].to(q.dtype) for x in position_embeddings)
+        if normed:
+            out = native.attention(self.q_norm(q), self.k_norm(k), v, packing.borders_D, self.scaling, window, angles)
+        else:
+            out = native.joined_attention(qkv, q.shape[1], k.shape[1], packing.borders_D, self.scaling, window, angles)
+        return self.o_proj(out.view(1, T, -1)), None
+    if normed:
         q, k = self.q_norm(q), self.k_norm(k)
     cos, sin = (x[0].to(q.dtype) for x in position_embeddings)
     q, k = _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
     attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
     heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-    # A layer of its own window says so; other families have one for all in their configuration.
-    window = self.sliding_window if hasattr(self, "sliding_window") else getattr(self.config, "sliding_window", None)
     out, _ = attend(self, *heads, attention_mask, dropout=0.0, scaling=self.scaling, packing=packing, sliding_window=window)
     return self.o_proj(out.reshape(1, T, -1)), None
 

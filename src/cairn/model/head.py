@@ -16,6 +16,7 @@ from torch import Tensor
 from cairn.errors import UserError
 from cairn.model.cost import LOGITS
 from cairn.model.kernels import add_to
+from cairn.model.native import train as native
 
 CACHED = 1 << 22
 """Logits that are made and passed over at once, as many as a processor's cache holds: four times as many took twice as long."""
@@ -37,6 +38,11 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are a product and no more."""
+        return self.bias_V is None and self.scale == 1.0 and self.softcap is None
 
     def logits(self, h_ND: Tensor) -> Tensor:
         out = torch.nn.functional.linear(h_ND, self.weight_VD, self.bias_V)
@@ -81,6 +87,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grads = _Gradients(h_ND, weight_VD, bias_V)
         for whole, parts in _chunks(len(targets_N), weight_VD.shape[0]):
             for part in parts:
+                if head.plain and native.serves(h_ND, weight_VD) and weight_VD.shape[0] % 16 == 0:
+                    p = torch.mm(h_ND[part], weight_VD.t(), out=grads.place(whole, part))
+                    nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], None if counts_N is None else counts_N[part], z_loss)
+                    terms = nll_N[part] + z_loss * lse.square() if z_loss else nll_N[part]
+                    total += (terms if counts_N is None else terms * counts_N[part]).sum()
+                    grads.add(whole, part, p, None, head)
+                    continue
                 z, slope = _chunk_logits(h_ND[part], head)
                 # Probabilities in the logits' own type: passes over fp32 logits cost more time than the products (docs/experiments.md).
                 p = torch.softmax(z, -1)
@@ -197,6 +210,12 @@ class _Gradients:
         self.held: Tensor | None = None
         """The logits' gradients of a whole chunk, in the hidden states' type: adding to the weight's costs a pass over all of it."""
 
+    def place(self, whole: slice, part: slice) -> Tensor:
+        """Where the gradient of a part's logits is held until the chunk `whole` ends: what is made there is not copied."""
+        if self.held is None:
+            self.held = self.h.new_empty(whole.stop - whole.start, self.weight.shape[0])
+        return self.held[part.start - whole.start : part.stop - whole.start]
+
     def add(self, whole: slice, part: slice, g: Tensor, slope: Tensor | None, head: Head) -> None:
         """Add a part of the chunk `whole`; `g` is the gradient of its logits and is overwritten."""
         if slope is not None:
@@ -208,9 +227,9 @@ class _Gradients:
         if self.db is not None:
             self.db += g.sum(0)
         if self.dw is not None:
-            if self.held is None:
-                self.held = low.new_empty(whole.stop - whole.start, low.shape[1])
-            self.held[part.start - whole.start : part.stop - whole.start] = low
+            place = self.place(whole, part)
+            if place.data_ptr() != low.data_ptr():
+                place.copy_(low)
 
     def end(self, whole: slice) -> None:
         """All parts of the chunk were added."""

@@ -1,8 +1,8 @@
 """The formulas that a block is made of besides matrix products, forward and backward, each as one function. Knows tensors; no module.
 
-Each is plain torch and runs as it stands. `compiled(True)` hands them to torch's compiler, which makes one pass over memory out of
-several; only these few small functions are compiled, with free shapes, so that it takes seconds and not minutes
-(docs/experiments.md). Both give the same numbers up to rounding in the compute type.
+Each is plain torch and runs as it stands. While `native.train` is switched on, our own kernels compute what they serve. `compiled(True)`
+hands the rest to torch's compiler, which makes one pass over memory out of several; only these few small functions are compiled, with
+free shapes, so that it takes seconds and not minutes (docs/experiments.md). All give the same numbers up to rounding in the compute type.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cairn.model.native import train as native
 
 _compiled: dict[str, Callable[..., Any]] = {}
 _state = {"compile": False}
@@ -37,10 +39,13 @@ def compiled(on: bool) -> Iterator[None]:
 
 
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function itself, or its compiled form while that is switched on."""
+    """The function itself, our own kernel of its name where that serves the arguments, or its compiled form while that is switched on."""
     name = function.__name__
+    own = native.KERNELS.get(name)
 
     def call(*args: Any) -> Any:
+        if own is not None and native.serves(*args):
+            return own(*args)
         if not _state["compile"]:
             return function(*args)
         if name not in _compiled:

@@ -32,6 +32,7 @@ from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.mup import scales_of
 from cairn.model.nf4 import count_weights
+from cairn.model.native import train as native
 from cairn.model.packing import Verdict, answers_agree, probe, try_packing
 from cairn.model.recompute import keep_all, recompute
 from cairn.model.speed import keep_freed_memory
@@ -110,7 +111,8 @@ class Trainer:
         self.masters = self.sharding.masters
         if fused:
             self.sharding.join_weights()
-        self.compiled = bool(fused) and self._pays_to_compile()
+        self.native = bool(fused) and self._has_kernels()
+        self.compiled = bool(fused) and not self.native and self._pays_to_compile()
         if self.compiled:
             self._compile()
         spread = self.sharding.spread
@@ -126,6 +128,15 @@ class Trainer:
 
     def _adviser(self) -> Adviser | None:
         return Adviser(self.objective.rules) if self.objective.rules else None
+
+    def _has_kernels(self) -> bool:
+        """Whether our own kernels compute what lies between products: on a CPU in bf16, where this machine can build them."""
+        config = self.config
+        if config.compile == "off" or dtype_of(config.compute) != torch.bfloat16 or not self.device.startswith("cpu"):
+            return False
+        if reason := native.missing():
+            self.progress.note(f"kernels for training are not used: {reason}")
+        return not native.missing()
 
     def _pays_to_compile(self) -> bool:
         """Whether the formulas are compiled: a function of the configuration, and of whether this machine can."""
@@ -169,7 +180,7 @@ class Trainer:
             self.progress.start(sum(map(len, documents)), "documents for the reference")
             capacity = self.config.sequence_length * self.config.batch_sequences
             self.model.eval()
-            with kernels.compiled(self.compiled), base():
+            with self._quickened(), base():
                 found = measure(
                     documents, capacity, self.sharding.measure, self.ranks, packed=self.packed, even=self.sharding.even,
                     on_progress=lambda done, total: self.progress.update(done),
@@ -306,8 +317,14 @@ class Trainer:
 
     def one_step(self) -> dict[str, Any]:
         """One optimiser step; returns its line of metrics."""
-        with kernels.compiled(self.compiled):
+        with self._quickened():
             return self._one_step()
+
+    @contextmanager
+    def _quickened(self) -> Iterator[None]:
+        """Our own kernels, or compiled formulas, where this run has them."""
+        with native.switched(self.native), kernels.compiled(self.compiled):
+            yield
 
     def _one_step(self) -> dict[str, Any]:
         begun, tally = time.monotonic(), Tally()

@@ -2,7 +2,7 @@
 
 Documents are sorted into buckets of similar length, each bucket is one batched causal attention, and padding stands only at the end
 of a document, where a causal query of a real token cannot see it. So no mask of T × T is ever built and nothing can leak.
-Documents up to SHORT tokens go through plain matrix products with a backward of our own (twice as fast as torch's CPU flash kernel
+In bf16, where our own kernel can be used (`model/native`), it takes all documents as they lie. Otherwise documents up to SHORT tokens go through plain matrix products with a backward of our own (twice as fast as torch's CPU flash kernel
 in bf16 at these lengths: docs/experiments.md). Longer ones go through torch's scaled_dot_product_attention, or, where a window, a
 soft cap or sinks are asked for, through the same products over stretches of queries that are computed again in the backward, so that
 memory grows with the length and not with its square.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cairn.model.native import train as native
 from cairn.model.packing.layout import Layout, Padded
 from cairn.model.packing.rules import Case, Rules
 
@@ -33,6 +34,8 @@ def lacks(case: Case) -> str:
 
 def attend(q_THD: Tensor, k_TGD: Tensor, v_TGE: Tensor, layout: Layout, rules: Rules) -> Tensor:
     """Causal attention inside each document; shapes as in `packed_attention`."""
+    if not layout.answers and rules.softcap is None and rules.sinks_H is None and native.attends(q_THD, v_TGE):
+        return native.attention(q_THD, k_TGD, v_TGE, layout.borders_D, rules.scale, rules.window)
     padded = layout.padded
     q, k, v = (_ToPadded.apply(x, padded) for x in (q_THD, k_TGD, v_TGE))
     outs = []

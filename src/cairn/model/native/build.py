@@ -1,0 +1,81 @@
+"""A C++ source made into a library by the machine's own compiler, once. Knows no model and no function of a library.
+
+The library is kept under the digest of its source, flags, compiler and processor in the user's cache folder (`$XDG_CACHE_HOME/cairn`,
+`~/.cache/cairn`). No library is opened from a folder that somebody else may write to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cairn.ledger.digest import json_digest
+from cairn.ledger.environment import environment
+
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
+
+
+class Unavailable(Exception):
+    """The library cannot be compiled or opened here; its text says why."""
+
+
+def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """The library of a source, compiled if that was not done before.
+
+    Args:
+        source: a file of C++17 that needs no other.
+        name: what the library is called in the cache.
+        flags: the compiler's, beyond those that every library has.
+
+    Raises:
+        Unavailable: no compiler, or it failed.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise Unavailable(f"compiled kernels are for Linux and macOS, not {sys.platform}")
+    compiler = next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise Unavailable("no C++ compiler (g++ or clang++) is installed")
+    every = [*_FLAGS, "-mcpu=native" if _is_arm() else "-march=native", *flags]
+    facts = environment()
+    about = [source.read_text(encoding="utf-8"), every, compiler, os.stat(compiler).st_mtime_ns, facts["cpu"], facts["instructions"]]
+    path = _folder() / f"{name}-{json_digest(about)[:24]}.so"
+    if not path.exists():
+        _compile([compiler, *every, str(source)], path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise Unavailable(f"the compiled library does not open: {error}") from error
+
+
+def _is_arm() -> bool:
+    return os.uname().machine in ("aarch64", "arm64")
+
+
+def _folder() -> Path:
+    """The folder of libraries: ours alone."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cairn"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state = folder.stat()
+        if state.st_uid != os.getuid() or state.st_mode & 0o022 or not os.access(folder, os.W_OK):
+            raise Unavailable(f"{folder} can be written by others, or not by this user")
+    except OSError as error:
+        raise Unavailable(f"no folder for compiled libraries: {error}") from error
+    return folder
+
+
+def _compile(command: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        made = Path(aside) / path.name
+        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.strip().splitlines() or [str(done.returncode)]
+            raise Unavailable(f"{command[0]} failed: {said[0].strip()}")
+        # Two processes that compile at once write the same bytes; the later one wins.
+        made.replace(path)
