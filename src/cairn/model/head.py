@@ -87,7 +87,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grads = _Gradients(h_ND, weight_VD, bias_V)
         for whole, parts in _chunks(len(targets_N), weight_VD.shape[0]):
             for part in parts:
-                if head.plain and native.serves(h_ND, weight_VD) and weight_VD.shape[0] % 16 == 0:
+                if head.plain and native.serves(h_ND, weight_VD, weight_VD.t()):
                     p = torch.mm(h_ND[part], weight_VD.t(), out=grads.place(whole, part))
                     nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], None if counts_N is None else counts_N[part], z_loss)
                     terms = nll_N[part] + z_loss * lse.square() if z_loss else nll_N[part]

@@ -41,10 +41,10 @@ def compiled(on: bool) -> Iterator[None]:
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, our own kernel of its name where that serves the arguments, or its compiled form while that is switched on."""
     name = function.__name__
-    own = native.KERNELS.get(name)
+    own, multiple = native.KERNELS.get(name, (None, 1))
 
     def call(*args: Any) -> Any:
-        if own is not None and native.serves(*args):
+        if own is not None and native.serves(*args, multiple=multiple):
             return own(*args)
         if not _state["compile"]:
             return function(*args)

@@ -61,22 +61,22 @@ def switched(on: bool) -> Iterator[None]:
         _state["on"] = before
 
 
-def serves(*inputs: Any) -> bool:
-    """Whether the kernels are switched on, can be used, and take these inputs: matrices and weights in bf16 on a CPU, rows of a multiple of
-    32 numbers (16 for each half of a row that holds two); gradients of weights and scales in fp32."""
+def serves(*inputs: Any, multiple: int = 16) -> bool:
+    """Whether the kernels are switched on, can be used, and take these inputs: matrices and weights in bf16 on a CPU, their rows of a
+    multiple of so many numbers; gradients of weights and scales in fp32."""
     if not _state["on"]:
         return False
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     low = [x for x in tensors if x.dtype == torch.bfloat16]
-    if not low or any(x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32, torch.int64) for x in tensors):
+    if not low or any(x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) for x in tensors):
         return False
-    return all(x.shape[-1] % 32 == 0 for x in low) and not missing()
+    return all(x.shape[-1] % multiple == 0 for x in low) and not missing()
 
 
 def missing() -> str:
     """Why the kernels cannot be used here; empty where they can."""
     if _state["trial"] is None:
-        _state["trial"] = _opened()[1] or trial(KERNELS, attention)
+        _state["trial"] = _opened()[1] or trial({name: function for name, (function, _) in KERNELS.items()}, attention)
     return str(_state["trial"])
 
 
@@ -180,15 +180,18 @@ def add_to(total: Tensor, part: Tensor) -> None:
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
-    function.__name__: function for function in (rms_norm, rms_norm_backward, gated_silu, gated_silu_backward, add_to)
-}
-"""By the name of the formula in `model/kernels.py`."""
+KERNELS: dict[str, tuple[Callable[..., Any], int]] = {
+    "rms_norm": (rms_norm, 16), "rms_norm_backward": (rms_norm_backward, 16),
+    # A row holds two halves.
+    "gated_silu": (gated_silu, 32), "gated_silu_backward": (gated_silu_backward, 16),
+    "add_to": (add_to, 1),
+}  # fmt: skip
+"""By the name of the formula in `model/kernels.py`: the function, and what the length of rows is a multiple of."""
 
 
 def attends(q_THD: Tensor, v_TGE: Tensor) -> bool:
     """Whether `attention` takes such heads."""
-    return v_TGE.shape[-1] == q_THD.shape[-1] and serves(q_THD)
+    return v_TGE.shape[-1] == q_THD.shape[-1] and serves(q_THD, v_TGE, multiple=32)
 
 
 def attention(
