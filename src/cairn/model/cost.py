@@ -14,8 +14,8 @@ from cairn.model.config import ModelConfig, training_flops
 
 SHORT = 512
 """Longest document whose attention probabilities are kept for the backward, in tokens (`model/packing`)."""
-LOGITS = 1 << 24
-"""Logits whose gradient the head holds at once (`model/head.py`): 32 MB in bf16, whatever the vocabulary."""
+LOGITS = 1 << 25
+"""Logits whose gradient the head holds at once (`model/head.py`): 64 MB in bf16, whatever the vocabulary."""
 RUNTIME = {"cpu": 400e6, "cuda": 1.5e9}
 """Bytes of a process, on the computing device, before there is a model: interpreter, torch, transformers, code; a CUDA context."""
 

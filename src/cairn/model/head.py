@@ -22,6 +22,8 @@ CACHED = 1 << 22
 """Logits that are made and passed over at once, as many as a processor's cache holds: four times as many took twice as long."""
 FEWEST = 128
 """Positions that are made at once at least: a product of fewer costs as much as reading the head's weight."""
+TOGETHER = 512
+"""Positions that are made at once where our own kernel goes over the logits: row by row, so that only the products' size counts."""
 ROWS = 8192
 """Rows of the head's weight whose gradient is added at once."""
 
@@ -85,9 +87,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
         grads = _Gradients(h_ND, weight_VD, bias_V)
-        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0]):
+        own = head.plain and native.serves(h_ND, weight_VD, weight_VD.t())
+        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0], TOGETHER if own else FEWEST):
             for part in parts:
-                if head.plain and native.serves(h_ND, weight_VD, weight_VD.t()):
+                if own:
                     p = torch.mm(h_ND[part], weight_VD.t(), out=grads.place(whole, part))
                     nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], None if counts_N is None else counts_N[part], z_loss)
                     terms = nll_N[part] + z_loss * lse.square() if z_loss else nll_N[part]
@@ -241,10 +244,10 @@ class _Gradients:
             add_to(self.dw[rows], held[:, rows].t() @ h)
 
 
-def _chunks(positions: int, vocabulary: int) -> Iterator[tuple[slice, list[slice]]]:
+def _chunks(positions: int, vocabulary: int, fewest: int = FEWEST) -> Iterator[tuple[slice, list[slice]]]:
     """Slices of positions whose logits stay within LOGITS, so that memory does not grow with the vocabulary, each in its parts."""
     size = max(1, LOGITS // vocabulary)
-    step = min(size, max(FEWEST, CACHED // vocabulary))
+    step = min(size, max(fewest, CACHED // vocabulary))
     for start in range(0, positions, size):
         stop = min(start + size, positions)
         yield slice(start, stop), [slice(at, min(at + step, stop)) for at in range(start, stop, step)]
