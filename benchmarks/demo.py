@@ -15,11 +15,19 @@ from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.bench import Row, call_cairn, missed, row, say, skipped, workspace
 
 RECIPE = "pebble"
+ATTRIBUTES = ("verbosity", "complexity", "humor", "toxicity")
 SCORES = {
     "functions": ">= 0.95", "facts": ">= 0.95", "identity": ">= 0.95", "json": ">= 0.95", "lists": ">= 0.95",
-    "arithmetic": ">= 0.90", "refusal": ">= 0.95", "harmless": ">= 0.95",
+    "arithmetic": ">= 0.90", "refusal": ">= 0.95", "harmless": ">= 0.95", "orders": ">= 0.90",
+    **dict.fromkeys(ATTRIBUTES, ">= 0.9"),
 }  # fmt: skip
-"""What each skill must reach on its held-out questions."""
+"""What each skill must reach on its held-out questions: a share right, or of an attribute the rank correlation of asked and shown."""
+RELEASED = "steady"
+"""The model whose scores these are."""
+BESIDE = {("preferred", "manners"): ">= 50", ("rewarded", "stories"): ">= 10"}
+"""For each stage that trains a model beside the released one, and the skill that it is for: the points that it must gain."""
+FALL = "<= 5"
+"""How many points the functions of such a model may lose, of a few dozen questions."""
 QUESTIONS = ">= 300"
 """How many held-out function calls must be asked for the share to mean anything."""
 REPLAY = "stages whose replay gives identical bytes"
@@ -45,7 +53,8 @@ def run(options: Options) -> list[Row]:
         again = json.loads(second.out)["stages"]
         replayed = _replay([s["name"] for s in stages], place.folder) if options.replay else None
         rows = time_rows(first.seconds, second.seconds, sum(s["status"] != "in store" for s in again))
-        rows += score_rows(read_scores(Store(place.folder)))
+        scores = read_scores(Store(place.folder))
+        rows += [*score_rows(scores[RELEASED]), *beside_rows(scores)]
         rows += [replay_row(replayed, len(stages)), *stage_rows(stages)]
         place.keep = place.keep or bool(missed(rows))
     return rows
@@ -60,13 +69,14 @@ def time_rows(first: float, second: float, ran_again: int) -> list[Row]:
     ]
 
 
-def read_scores(store: Store) -> dict[str, dict[str, Any]]:
-    """{skill: {"value", "n", …}} out of the record of the recipe's evaluation, whose bytes are checked first.
+def read_scores(store: Store) -> dict[str, dict[str, dict[str, Any]]]:
+    """{model: {skill: {"value", "n", …}}} out of the records of the recipe's evaluations, whose bytes are checked first. Where two suites
+    asked for one skill, the one with more questions counts; all are under their full names too.
 
     Raises:
-        UserError: there is no evaluation, or it is damaged.
+        UserError: a model was not evaluated, or an evaluation is damaged.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
     for key in store.named().get(RECIPE, {}).values():
         artifact = Artifact(store.artifacts / key)
         if artifact.record.kind != "evaluate":
@@ -74,14 +84,30 @@ def read_scores(store: Store) -> dict[str, dict[str, Any]]:
         differs = artifact.differs()
         if differs:
             raise UserError(f"the evaluation is damaged: {differs[0]['why']}", where=str(artifact.path(differs[0]["path"])))
+        of_model = found.setdefault(artifact.record.config["model"], {})
         for name, score in artifact.record.metrics["scores"].items():
             # A skill's score is recorded as "suite/skill metric"; a likelihood as "source metric": no share, so its metric stays named.
             suite = name.partition(" ")[0]
-            found[suite.rpartition("/")[2] if "/" in suite else name] = score
-    if not found:
-        remedy = f"the recipe {RECIPE} needs a stage of kind evaluate"
-        raise UserError("the run recorded no evaluation", where=str(store.root), remedy=remedy)
+            skill = suite.rpartition("/")[2] if "/" in suite else name
+            of_model[skill] = max(of_model.get(skill, score), score, key=lambda one: one["n"])
+            of_model |= {suite: score} if "/" in suite else {}
+    for model in (RELEASED, *(stage for stage, _ in BESIDE)):
+        if model not in found:
+            remedy = f"the recipe {RECIPE} needs a stage of kind evaluate with model: {model}"
+            raise UserError(f"the run recorded no evaluation of '{model}'", where=str(store.root), remedy=remedy)
     return found
+
+
+def beside_rows(scores: dict[str, dict[str, dict[str, Any]]]) -> list[Row]:
+    """What the models beside the released one gained, and what they lost of its functions, asked the same questions."""
+    rows = []
+    for (stage, skill), must in BESIDE.items():
+        for suite, what, sign, bound in ((f"pebble-{skill}/{skill}", "gained", 1, must), ("pebble-short/functions", "lost", -1, FALL)):
+            before, after = scores[RELEASED][suite], scores[stage][suite]
+            a, b = 100 * before["value"], 100 * after["value"]
+            measure = f"{stage}: points of {suite} {what} ({a:.1f} before, {b:.1f} after, {after['n']} questions)"
+            rows.append(row(measure, round(sign * (b - a), 2), bound))
+    return rows
 
 
 def score_rows(scores: dict[str, dict[str, Any]]) -> list[Row]:
@@ -89,9 +115,10 @@ def score_rows(scores: dict[str, dict[str, Any]]) -> list[Row]:
     rows = [row("functions, held-out questions asked", scores.get("functions", {}).get("n"), QUESTIONS)]
     for skill, must in SCORES.items():
         score = scores.get(skill)
-        measure = f"{skill}, share right of {score['n']}" if score else f"{skill}, share right"
+        what = "rank correlation" if skill in ATTRIBUTES else "share right"
+        measure = f"{skill}, {what} of {score['n']}" if score else f"{skill}, {what}"
         rows.append(row(measure, score["value"] if score else None, must))
-    others = {name: score for name, score in scores.items() if name not in SCORES}
+    others = {name: score for name, score in scores.items() if name not in SCORES and "/" not in name}
     return rows + [row(f"{name}, {'documents:' if ' ' in name else 'share right of'} {s['n']}", s["value"]) for name, s in others.items()]
 
 

@@ -141,6 +141,6 @@ def answer_text(format: Format, message: dict[str, Any]) -> str:
 
 def supervised_text(format: Format, messages: list[dict[str, Any]], i: int) -> str:
     """What is supervised of message `i`: its text and, where the format writes one there, its stop token."""
-    ends_inside = format.name not in ("k2", "k2_attributes", "crystal")
+    ends_inside = format.name not in ("k2", "k2_attributes", "k2_steerable", "crystal")
     stop = ends_inside or i == len(messages) - 1 or bool(messages[i].get("tool_calls"))
     return answer_text(format, messages[i]) + format.closing + ((format.eos or "") if stop else "")

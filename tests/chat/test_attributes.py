@@ -25,7 +25,7 @@ def test_the_built_in_nine_are_karakuris():
     assert {(one.minimum, one.maximum) for one in built_in().values()} == {(0, 4)}
 
 
-@pytest.mark.parametrize("name", ["karakuri", "k2_attributes"])
+@pytest.mark.parametrize("name", ["karakuri", "k2_attributes", "k2_steerable"])
 def test_a_format_takes_a_schema_of_ones_own(name):
     format = with_attributes(name, OWN)
     text = render_text(format, TALK, attributes={"длина": 9})
@@ -43,7 +43,7 @@ def test_a_format_takes_a_schema_of_ones_own(name):
 def test_a_format_without_a_place_for_attributes_is_refused():
     with pytest.raises(UserError, match="'k2' has no place for attributes") as error:
         with_attributes("k2", OWN)
-    assert "k2_attributes or karakuri" in error.value.remedy
+    assert "k2_attributes or k2_steerable or karakuri" in error.value.remedy
 
 
 def test_a_schema_file(tmp_path):

@@ -27,6 +27,7 @@ GOLDEN = {
     "k2": "SYS<|endofsystemprompt|><|beginofuser|>one<|beginofsystem|>two<|beginofuser|>three<|beginofsystem|>four<|endoftext|>",
     "k2_attributes": f"SYS<|endofsystemprompt|><|beginofuser|>one [ATTR] {ATTRIBUTES} [/ATTR]<|beginofsystem|>two"
     f"<|beginofuser|>three [ATTR] {ATTRIBUTES} [/ATTR]<|beginofsystem|>four<|endoftext|>",
+    "k2_steerable": "SYS<|endofsystemprompt|><|beginofuser|>one<|beginofsystem|>two<|beginofuser|>three<|beginofsystem|>four<|endoftext|>",
     "crystal": "<s> <|sys_start|> SYS <|sys_end|> <|im_start|> one <|im_end|> two <|im_start|> three <|im_end|> four </s>",
     "komt": "SYS\n\n### instruction: one\n\n### Response: two</s>\n\n### instruction: three\n\n### Response: four</s>",
     "karakuri": f"<s>[INST] <<SYS>>\nSYS\n<</SYS>>\n\none [ATTR] {ATTRIBUTES} [/ATTR] [/INST] two </s>"
@@ -44,6 +45,7 @@ GOLDEN = {
 WITHOUT_SYSTEM = {
     "k2": "<|beginofuser|>one<|beginofsystem|>",
     "k2_attributes": f"<|beginofuser|>one [ATTR] {ATTRIBUTES} [/ATTR]<|beginofsystem|>",
+    "k2_steerable": "<|beginofuser|>one<|beginofsystem|>",
     "crystal": "<s> <|im_start|> one <|im_end|> ",
     "komt": "### instruction: one\n\n### Response: ",
     "karakuri": f"<s>[INST] one [ATTR] {ATTRIBUTES} [/ATTR] [/INST] ",
@@ -68,6 +70,7 @@ GAVE = '<tool_response>\n{"news": []}\n</tool_response>'
 TOOLS = {
     "k2": f"<|beginofuser|>one<|beginofsystem|>{CALLED}<|endoftext|>{GAVE}- none<|endoftext|>",
     "k2_attributes": f"<|beginofuser|>one [ATTR] {ATTRIBUTES} [/ATTR]<|beginofsystem|>{CALLED}<|endoftext|>{GAVE}- none<|endoftext|>",
+    "k2_steerable": f"<|beginofuser|>one<|beginofsystem|>{CALLED}<|endoftext|>{GAVE}- none<|endoftext|>",
     "crystal": f"<s> <|im_start|> one <|im_end|> {CALLED} </s> {GAVE} - none </s>",
     "komt": f"### instruction: one\n\n### Response: {CALLED}</s>\n\n### instruction: {GAVE}\n\n### Response: - none</s>",
     "karakuri": f"<s>[INST] one [ATTR] {ATTRIBUTES} [/ATTR] [/INST] {CALLED} </s><s>[INST] {GAVE} [/INST] - none </s>",
@@ -84,6 +87,7 @@ TOOLS = {
 STOPS = {
     "k2": ["<|endoftext|>", "<|beginofuser|>"],
     "k2_attributes": ["<|endoftext|>", "<|beginofuser|>"],
+    "k2_steerable": ["<|endoftext|>", "<|beginofuser|>"],
     "crystal": ["</s>", "<|im_start|>"],
     "chatml": ["<|im_end|>"],
     "llama3": ["<|eot_id|>"],

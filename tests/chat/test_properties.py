@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -196,3 +197,37 @@ def test_single_bytes_do_as_well(name: str, data: st.DataObject) -> None:
 
 
 _byte_tokenizers: dict[str, Tokenizer] = {}
+
+
+@few
+@given(data=st.data())
+def test_without_attributes_k2_steerable_is_k2_to_the_letter(data: st.DataObject, renderers: dict[str, Renderer]) -> None:
+    # The one text that it escapes and k2 does not.
+    row = json.loads(json.dumps(data.draw(conversations())).replace("[ATTR", "ATTR").replace("[/ATTR", "/ATTR"))
+    tokenizer = renderers["k2_steerable"].tokenizer
+    k2, ours = Renderer(load_format("k2"), tokenizer), renderers["k2_steerable"]
+    assert _rendered(ours, row) == _rendered(k2, row)
+    assert parse(ours, tokenizer, _rendered(ours, row).ids) == row
+
+
+@few
+@given(data=st.data())
+def test_k2_steerable_marks_only_the_turns_that_ask(data: st.DataObject, renderers: dict[str, Renderer]) -> None:
+    row = data.draw(conversations())
+    users = [i for i, message in enumerate(row["messages"]) if message["role"] == "user"]
+    asking = data.draw(st.sets(st.sampled_from(users))) if users else set()
+    for i in asking:
+        row["messages"][i]["attributes"] = {"humor": data.draw(st.integers(0, 4))}
+    renderer = renderers["k2_steerable"]
+    rendered = _rendered(renderer, row)
+    if "ATTR]" not in json.dumps(row):
+        assert rendered.text.count(" [ATTR] ") == rendered.text.count(" [/ATTR]") == len(asking)
+    defaults = {name: one.default for name, one in (renderer.format.attributes or {}).items()}
+    for i in asking:
+        row["messages"][i]["attributes"] = defaults | row["messages"][i]["attributes"]
+    found = parse(renderer, renderer.tokenizer, rendered.ids)
+    shared = found.pop("attributes", None)
+    for message in found["messages"]:
+        if shared and message["role"] == "user":
+            message["attributes"] = shared
+    assert found == row

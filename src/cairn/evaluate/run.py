@@ -17,6 +17,7 @@ from cairn.evaluate.ask import Asked, ask, check_dialogue
 from cairn.evaluate.extract import get_extractor
 from cairn.evaluate.question import prompt_of, question_of
 from cairn.evaluate.result import Result, write_samples
+from cairn.evaluate.steered import asked_levels, rank_results, shown_levels
 from cairn.evaluate.subject import Subject
 from cairn.evaluate.suite import Suite
 from cairn.score.intervals import wilson
@@ -91,6 +92,7 @@ def run_suite(
         expected_of(row)
         prompt_of(suite, row, examples)
         check_dialogue(suite, row)
+        asked_levels(suite, row)
     report = (lambda done, tokens: on_progress(done, len(rows), tokens)) if on_progress else None
     answers, deterministic = ask(subject, suite, rows, examples, max_batch, report)
     samples = [_sample(subject, suite, asked) for asked in answers]
@@ -99,7 +101,7 @@ def run_suite(
 
 
 def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str, *, deterministic: bool) -> list[Result]:
-    """The results of scored samples: one a group, in the order in which the groups first appear.
+    """The results of scored samples: one a group, in the order in which the groups first appear; then one an attribute that is `shown`.
 
     Args:
         suite: how they were asked and scored.
@@ -108,6 +110,7 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str, *, d
         digest: its sha256.
         deterministic: whether no answer can depend on what ran beside it.
     """
+    samples, detail = list(samples), _detail(suite, deterministic)
     scores: dict[str | None, list[float]] = {}
     for sample in samples:
         scores.setdefault(sample["skill"], []).append(sample["score"])
@@ -127,10 +130,10 @@ def summarise(suite: Suite, samples: Iterable[Row], path: str, digest: str, *, d
                 high=high,
                 samples=path,
                 samples_sha256=digest,
-                detail=_detail(suite, deterministic),
+                detail=detail,
             )
         )
-    return results
+    return results + rank_results(suite, samples, detail, path, digest)
 
 
 def _detail(suite: Suite, deterministic: bool) -> dict[str, Any]:
@@ -144,14 +147,16 @@ def _detail(suite: Suite, deterministic: bool) -> dict[str, Any]:
 
 _SAMPLE_KEYS = (
     "id", "skill", "question", "few_shot", "prompt", "prompt_ids", "answer", "answer_ids", "reason", "message",
-    "expected", "metric", "correct", "score",
+    "expected", "metric", "correct", "score", "asked", "shown",
 )  # fmt: skip
 
 
 def _sample(subject: Subject, suite: Suite, asked: Asked) -> Row:
     sample = score_sample(subject, suite, asked.row, asked.answer_ids, asked.reason)
     sample |= {"prompt": asked.prompt, "prompt_ids": asked.prompt_ids, "few_shot": suite.few_shot}
-    return {key: sample[key] for key in _SAMPLE_KEYS}
+    if suite.shown:
+        sample |= {"asked": asked_levels(suite, asked.row), "shown": shown_levels(suite, sample["message"])}
+    return {key: sample[key] for key in _SAMPLE_KEYS if key in sample}
 
 
 def score_sample(subject: Subject, suite: Suite, row: Row, answer_ids: list[int], reason: str) -> Row:

@@ -15,6 +15,7 @@ from cairn.data.readers import check_reader
 from cairn.errors import UserError, did_you_mean
 from cairn.evaluate.extract import Extractor, get_extractor
 from cairn.score.registry import get_metric
+from cairn.score.shown import get_measure
 
 QUESTION = "question"
 """The name in a suite's prompt that stands for what the row's user says."""
@@ -50,6 +51,9 @@ class Suite(Config):
     """The metric of groups that `metrics` does not name; None: such a group is refused."""
     metrics: dict[str, str] = Field(default_factory=dict)
     """Metric by group; needs `group_by`."""
+    shown: list[Annotated[str, checked(get_measure)]] = Field(default_factory=list)
+    """Attributes, which every row then asks for: one number more for each, the rank correlation of the level asked for and what the
+    answers show of it (see `cairn.score.shown`)."""
     max_new_tokens: int = 128
     """Longest answer, in tokens; an answer that long is cut and scored as it stands."""
     limit: int | None = Field(default=None, ge=1)

@@ -17,6 +17,7 @@ from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.resolve import locate, model_folder, resolve
 from cairn.pipeline.stages.evaluate import count_tokens
+from cairn.report.tables import is_share
 from cairn.score.intervals import paired_difference
 
 LIKELIHOOD = "likelihood"
@@ -112,7 +113,7 @@ def _found(suite: Suite, refs: Sequence[str], store: Store) -> Path:
 
 
 def _differences(folder: Path, results: list[list[Result]]) -> dict[str, list[tuple[float, float, float]]]:
-    """For each row of the table, how each model after the first differs from it."""
+    """For each share of right answers in the table, how each model after the first differs from it."""
     scores: list[dict[str, list[float]]] = []
     for number, of_model in enumerate(results):
         found: dict[str, list[float]] = {}
@@ -120,5 +121,5 @@ def _differences(folder: Path, results: list[list[Result]]) -> dict[str, list[tu
             sample = json.loads(line)
             found.setdefault(sample["skill"] or "", []).append(sample["score"])
         scores.append(found)
-    names = {group: result.suite for group, result in zip(scores[0], results[0], strict=True)}
+    names = {group: result.suite for group, result in zip(scores[0], filter(lambda one: is_share(one.metric), results[0]), strict=True)}
     return {name: [paired_difference(scores[0][group], other[group]) for other in scores[1:]] for group, name in names.items()}

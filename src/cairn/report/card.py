@@ -14,9 +14,9 @@ import yaml
 from cairn.ledger.store import Artifact
 from cairn.report.lineage import ancestry, tree_text
 from cairn.report.release import CURVE, EVALUATIONS, LINEAGE, Evaluation, Material
-from cairn.report.tables import compared_table, evidence_table, is_share, likelihood_table, markdown_table, mix_table, results_table
+from cairn.report.tables import RANKS, compared_table, evidence_table, is_share, likelihood_table, markdown_table, mix_table, results_table
 
-_TYPES = {"exact": "exact_match", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte"}
+_TYPES = {"exact": "exact_match", "perplexity": "perplexity", "bits_per_byte": "bits_per_byte", "spearman": "spearmanr"}
 """Hugging Face's names of metrics; every other one is a share of right answers, which it calls accuracy."""
 
 
@@ -63,8 +63,7 @@ def metadata_text(material: Material) -> str:
 def _index(material: Material) -> Iterator[dict[str, Any]]:
     """The numbers of this model; those of another one, which stand beside them in the text, would be read as its own."""
     for evaluation in material.evaluations:
-        examined = evaluation.artifact.record.inputs.get(_model_of(evaluation))
-        if examined is not None and examined.key != material.model.key:
+        if _examined(evaluation) not in (None, material.model.key):
             continue
         for row in evaluation.results["rows"]:
             suite = row["suite"]
@@ -128,11 +127,12 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 def _results(material: Material) -> str:
     if not material.evaluations:
         return ""
-    parts = _side_by_side(material.evaluations)
+    parts = _side_by_side(material)
     for evaluation in material.evaluations:
         rows = evaluation.results["rows"]
         shares = [row for row in rows if is_share(row["metric"])]
-        others = [row for row in rows if not is_share(row["metric"])]
+        ranks = [row for row in rows if row["metric"] in RANKS]
+        others = [row for row in rows if not is_share(row["metric"]) and row["metric"] not in RANKS]
         if len(material.evaluations) > 1:
             parts.append(f"### `{evaluation.name}` (model: `{_model_of(evaluation)}`)\n")
         if shares:
@@ -141,6 +141,9 @@ def _results(material: Material) -> str:
             how = f"Answers are generated greedily, at most {' or '.join(limits)} each" if limits else "Answers are generated greedily"
             how += f"; extractor: {', '.join(extractors)}." if extractors else "."
             parts += [f"{how} Intervals are Wilson's, 95 %.\n", results_table(shares)]
+        if ranks:
+            text = "Of attributes that were asked for, how far answers follow them. Intervals by Fisher's transformation, 95 %."
+            parts += [f"{text}\n", results_table(ranks)]
         if others:
             text = "Perplexity is over supervised tokens and depends on the tokenizer; bits per byte does not."
             parts += [f"{text} The 95 % intervals take documents as the units.\n", likelihood_table(others)]
@@ -149,23 +152,51 @@ def _results(material: Material) -> str:
         evidence |= evaluation.samples()
     parts.append(
         "Evidence: of questions, each as the model got it (text and ids), the answer, what was expected and the score. "
-        "Each share above is the mean score of its group in these files. For perplexity and bits per byte the files hold each document's "
-        "nats, tokens and bytes: perplexity is e to the power of all nats over all tokens, bits per byte all nats over ln 2 and all bytes. "
+        "Each share above is the mean score of its group in these files, each rank correlation that of `asked` and `shown` in them. "
+        "For perplexity and bits per byte the files hold each document's nats, tokens and bytes: perplexity is e to the power of all nats "
+        "over all tokens, bits per byte all nats over ln 2 and all bytes. "
         f"They lie in `{EVALUATIONS}/`.\n"
     )
     return _section("Results", *parts, evidence_table(evidence))
 
 
-def _side_by_side(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What all the evaluations asked, in one table: nothing where there is one evaluation, or where they asked other things."""
-    found = [{(row["suite"], row["metric"], row["n"]): row for row in evaluation.results["rows"]} for evaluation in evaluations]
-    common = [asked for asked in found[0] if all(asked in rows for rows in found)]
-    if len(found) < 2 or not common:
+def _side_by_side(material: Material) -> list[str]:
+    """What all the evaluations asked, in one table; or, where they asked other things, what each of another model has in common with those
+    of this one: the older model first, since what its training changed is what a reader looks for."""
+    evaluations = material.evaluations
+    if len(evaluations) < 2:
         return []
-    rows = [{"suite": s, "metric": m, "n": n, "values": [of_model[s, m, n] for of_model in found]} for s, m, n in common]
     models = [_model_of(evaluation) for evaluation in evaluations]
     names = models if len(set(models)) == len(models) else [evaluation.name for evaluation in evaluations]
-    return ["### Side by side\n", compared_table([f"`{name}`" for name in names], rows)]
+    if table := _common([_asked([evaluation]) for evaluation in evaluations], names):
+        return ["### Side by side\n", table]
+    own = [one for one in evaluations if (examined := _examined(one)) is None or examined == material.model.key]
+    before = {artifact.key for artifact in ancestry([material.model], material.store)}
+    parts = []
+    for other in (one for one in evaluations if one not in own):
+        pair = [(material.model.record.name, _asked(own)), (_model_of(other), _asked([other]))]
+        pair = pair[::-1] if _examined(other) in before else pair
+        if table := _common([rows for _, rows in pair], [name for name, _ in pair]):
+            parts += [f"### Before and after `{pair[1][0]}`\n", table]
+    return parts
+
+
+def _asked(evaluations: Sequence[Evaluation]) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The rows of evaluations of one model by what they asked."""
+    return {(row["suite"], row["metric"], row["n"]): row for evaluation in evaluations for row in evaluation.results["rows"]}
+
+
+def _common(found: Sequence[dict[tuple[str, str, int], dict[str, Any]]], names: Sequence[str]) -> str:
+    """The table of what several models were all asked; empty where that is nothing."""
+    common = [asked for asked in found[0] if all(asked in rows for rows in found)]
+    rows = [{"suite": s, "metric": m, "n": n, "values": [of_model[s, m, n] for of_model in found]} for s, m, n in common]
+    return compared_table([f"`{name}`" for name in names], rows) if rows else ""
+
+
+def _examined(evaluation: Evaluation) -> str | None:
+    """The key of the model that was examined; None where the record does not name it."""
+    found = evaluation.artifact.record.inputs.get(_model_of(evaluation))
+    return found.key if found is not None else None
 
 
 def _model_of(evaluation: Evaluation) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 from cairn.data import stats
 
-NO_SHARES = frozenset({"perplexity", "bits_per_byte"})
+RANKS = frozenset({"spearman"})
+"""Metrics that are rank correlations."""
+NO_SHARES = RANKS | {"perplexity", "bits_per_byte"}
 """Metrics that are no share of right answers: no percent sign, no bar."""
 
 

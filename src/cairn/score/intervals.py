@@ -75,3 +75,22 @@ def paired_difference(first: Sequence[float], second: Sequence[float], z: float 
         return mean, -1.0, 1.0
     error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (n - 1) / n)
     return mean, max(-1.0, mean - z * error), min(1.0, mean + z * error)
+
+
+def rank_interval(correlation: float, n: int, z: float = Z95) -> tuple[float, float]:
+    """The interval of a rank correlation by Fisher's transformation, with the variance of Fieller, Hartley and Pearson (1957).
+
+    Args:
+        correlation: Spearman's, of n pairs.
+        n: how many pairs; up to 3 say nothing.
+        z: the normal quantile.
+
+    Returns:
+        low, high; an order without a fault has no width, since the formula has none to give.
+    """
+    if n <= 3:
+        return -1.0, 1.0
+    if abs(correlation) >= 1:
+        return correlation, correlation
+    centre, error = math.atanh(correlation), math.sqrt(1.06 / (n - 3))
+    return math.tanh(centre - z * error), math.tanh(centre + z * error)

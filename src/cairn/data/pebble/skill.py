@@ -29,6 +29,8 @@ class Draft:
     """More for the scorer or for grouping ("kind")."""
     attributes: Row | None = None
     """What the answer was asked to be like."""
+    rejected: str | None = None
+    """An answer that is worse than the last message: in training the row is a preference."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def rows(skill: Skill, seed: int, split: str, n: int) -> Iterator[Row]:
             continue
         seen.add(question)
         row: Row = {"messages": draft.messages}
+        if draft.rejected is not None and split == "train":
+            worse = {"role": "assistant", "content": draft.rejected}
+            row = {"messages": draft.messages[:-1], "chosen": draft.messages[-1:], "rejected": [worse]}
         if draft.tools is not None:
             row["tools"] = draft.tools
         if draft.attributes is not None:

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cairn.chat.format import check_format
+from cairn.chat.attributes import Attributes, with_attributes
+from cairn.chat.format import Format, check_format, load_format
 from cairn.config import checked
 from cairn.data.rows import messages_of
 from cairn.data.sources import Source
@@ -25,8 +26,19 @@ class TokenizerStageConfig(TokenizerConfig):
 
     format: Annotated[str, checked(check_format)] = "k2"
     """The chat format whose special tokens, template and borders the tokenizer carries."""
+    attributes: Attributes | None = None
+    """Attributes in place of the format's own: {name: {default, minimum, maximum}}. Models that start from this tokenizer have them too."""
     data: list[Source] = Field(min_length=1)
     """The rows; weights do not count here, limits do."""
+
+    @model_validator(mode="after")
+    def _attributes_have_a_place(self) -> TokenizerStageConfig:
+        self.chat_format()
+        return self
+
+    def chat_format(self) -> Format:
+        """The format, with these attributes."""
+        return with_attributes(self.format, self.attributes) if self.attributes is not None else load_format(self.format)
 
 
 @register
@@ -37,11 +49,10 @@ class TokenizerStage(Stage):
     config = TokenizerStageConfig
 
     def run(self, context: Context) -> dict[str, Any]:
-        from cairn.chat.format import load_format
         from cairn.tokenizer.train import special_tokens, train_tokenizer
 
         config: TokenizerStageConfig = context.config
-        chat_format = load_format(config.format)
+        chat_format = config.chat_format()
         cut = re.compile("|".join(re.escape(token) for token in special_tokens(chat_format)))
         plain = TokenizerConfig(**{name: getattr(config, name) for name in TokenizerConfig.model_fields})
         return train_tokenizer(_texts(context, chat_format, cut), plain, chat_format, context.draft)
@@ -73,4 +84,3 @@ def _texts(context: Context, chat_format: Any, cut: re.Pattern[str]) -> Iterator
             else:
                 text = render_text(chat_format, messages_of(row), tools=row.get("tools"), attributes=row.get("attributes"))
                 yield from filter(None, cut.split(text))
-

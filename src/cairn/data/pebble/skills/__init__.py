@@ -17,11 +17,16 @@ from cairn.data.pebble.skills import (
     json_objects,
     korean,
     lists,
+    manners,
     orders,
     refusal,
     steering,
+    stories,
 )
 
-MODULES = (functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, orders, copying, steering)
+MODULES = (
+    functions, arithmetic, facts, identity, json_objects, lists, korean, japanese, refusal, chat, orders, copying, steering, manners,
+    stories,
+)  # fmt: skip
 
 ALL: dict[str, Skill] = {skill.name: skill for module in MODULES for skill in module.SKILLS}

@@ -49,7 +49,8 @@ def worked(a: int, sign: str, b: int) -> str:
     return f"{steps}, so {a}{sign}{b}={total}."
 
 
-def _pair(dice: Dice) -> tuple[int, str, int]:
+def drawn(dice: Dice) -> tuple[int, str, int]:
+    """The two numbers and the sign of one question; `a` ≥ `b` where the sign is "-"."""
     sign = dice.pick("sign", "+-")
     # Seven in eight have two digits each: there are 8,100 of those and 1,800 others.
     small = dice.chance("small", 0.125)
@@ -75,7 +76,7 @@ def _column(dice: Dice) -> str:
 def _drafts(seed: int, split: str) -> Iterator[Draft]:
     for index in count():
         dice = Dice(seed, f"arithmetic/{split}", index)
-        a, sign, b = _pair(dice)
+        a, sign, b = drawn(dice)
         question = dice.pick("template", _PLUS if sign == "+" else _MINUS).format(a=a, b=b)
         held = is_held(a, sign, b)
         yield Draft(
@@ -95,7 +96,7 @@ def _statements(seed: int) -> Iterator[str]:
             continue
         lines: list[str] = []
         for k in count():
-            a, sign, b = _pair(Dice(seed, f"arithmetic/text/{k}", index))
+            a, sign, b = drawn(Dice(seed, f"arithmetic/text/{k}", index))
             if not is_held(a, sign, b):
                 lines.append(f"{a} {sign} {b} = ? {worked(a, sign, b)}")
             if len(lines) == 4:
