@@ -96,13 +96,13 @@ def _pebble(store: list[str]) -> Path:
 
 def rank_rows(answers: list[dict[str, Any]]) -> list[Row]:
     """One row an attribute: the rank correlation of what was asked for and what the answers show."""
-    from cairn.data.pebble.skills.steering import measure
     from cairn.score.ranks import spearman
+    from cairn.score.shown import get_measure
 
-    found = [measure(one["messages"][-1]["content"]) for one in answers]
+    texts = [one["messages"][-1]["content"] for one in answers]
     rows = []
     for name in answers[0]["attributes"]:
-        value = spearman([one["attributes"][name] for one in answers], [shown[name] for shown in found])
+        value = spearman([one["attributes"][name] for one in answers], list(map(get_measure(name).of, texts)))
         rows.append(row(f"{name}: Spearman of asked and shown, {len(answers)} held-out prompts", value, RANKS))
     return rows
 

@@ -185,8 +185,21 @@ def test_a_measured_command_that_fails_is_no_measurement(tmp_path: Path) -> None
 
 
 def scores(**changed: Any) -> dict[str, dict[str, Any]]:
-    skills = ("functions", "arithmetic", "facts", "identity", "json", "lists", "refusal", "harmless", "korean")
+    skills = ("functions", "arithmetic", "facts", "identity", "json", "lists", "refusal", "harmless", "korean", "orders", *ATTRIBUTES)
     return {skill: {"value": 0.97, "n": 480} for skill in skills} | changed
+
+
+ATTRIBUTES = ("verbosity", "complexity", "humor", "toxicity")
+BESIDE = {
+    "steady": {"pebble-manners/manners": 0.01, "pebble-stories/stories": 0.6, "pebble-short/functions": 0.97},
+    "preferred": {"pebble-manners/manners": 0.9, "pebble-short/functions": 0.95},
+    "rewarded": {"pebble-stories/stories": 0.8, "pebble-short/functions": 0.99},
+}
+
+
+def beside(**changed: dict[str, float]) -> dict[str, dict[str, Any]]:
+    found = {name: known | changed.get(name, {}) for name, known in BESIDE.items()}
+    return {name: {suite: {"value": value, "n": 60} for suite, value in known.items()} for name, known in found.items()}
 
 
 def test_demo_bounds_every_score_that_was_promised(demo: ModuleType) -> None:
@@ -194,8 +207,19 @@ def test_demo_bounds_every_score_that_was_promised(demo: ModuleType) -> None:
     assert missed(rows) == []
     bounds = {r["measure"].partition(",")[0]: r["must"] for r in rows[1:]}
     promised = dict.fromkeys(("functions", "facts", "identity", "json", "lists", "refusal", "harmless"), ">= 0.95")
-    assert bounds == {**promised, "arithmetic": ">= 0.90", "korean": ""}
+    assert bounds == {**promised, "arithmetic": ">= 0.90", "orders": ">= 0.90", **dict.fromkeys(ATTRIBUTES, ">= 0.9"), "korean": ""}
     assert "of 480" in rows[1]["measure"]
+    assert "humor, rank correlation of 480" in [r["measure"] for r in rows]
+
+
+def test_demo_bounds_what_the_models_beside_the_released_one_gain_and_lose(demo: ModuleType) -> None:
+    rows = demo.beside_rows(beside())
+    assert [r["ours"] for r in rows] == [89.0, 2.0, 20.0, -2.0]
+    assert missed(rows) == []
+    fallen = demo.beside_rows(beside(preferred={"pebble-short/functions": 0.9}, rewarded={"pebble-stories/stories": 0.6}))
+    assert [r["measure"].partition(" (")[0] for r in missed(fallen)] == [
+        "preferred: points of pebble-short/functions lost", "rewarded: points of pebble-stories/stories gained",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -205,6 +229,8 @@ def test_demo_bounds_every_score_that_was_promised(demo: ModuleType) -> None:
         ({"functions": {"value": 1.0, "n": 299}}, "functions, held-out questions asked"),
         ({"arithmetic": {"value": 0.89, "n": 400}}, "arithmetic, share right of 400"),
         ({"harmless": {"value": 0.5, "n": 9}}, "harmless, share right of 9"),
+        ({"orders": {"value": 0.89, "n": 120}}, "orders, share right of 120"),
+        ({"humor": {"value": 0.89, "n": 150}}, "humor, rank correlation of 150"),
     ],
 )
 def test_demo_misses_what_falls_short(demo: ModuleType, changed: dict[str, Any], measure: str) -> None:
@@ -242,17 +268,25 @@ def test_demo_runs_the_built_in_recipe_and_reads_its_records(
             return demo_finished(2 if words[1] == "pebble/eval" else 0, json.dumps({"ok": False, "differs": DIFFERS.get(words[1], [])}))
         place, status = Store(words[words.index("--store") + 1]), "ran" if len(calls) == 1 else "in store"
         if status == "ran":
-            (place.draft("k") / "results.json").write_text("{}")
-            scored = {f"pebble/{skill} metric": score for skill, score in scores().items()}
+            whole = {f"pebble/{skill} metric": score for skill, score in scores().items()}
 
-            def record(folder: Path) -> Record:
-                outputs, _ = hash_outputs(folder)
-                digest = outputs_digest(outputs)
-                facts: dict[str, Any] = {"config": {}, "code": "", "seed": 1, "metrics": {"scores": scored}}
-                return Record(kind="evaluate", name="eval", key="k", outputs=outputs, digest=digest, **facts)
+            def commit(key: str, name: str, model: str, scored: dict[str, Any]) -> None:
+                def record(folder: Path) -> Record:
+                    outputs, _ = hash_outputs(folder)
+                    digest = outputs_digest(outputs)
+                    facts: dict[str, Any] = {"config": {"model": model}, "code": "", "seed": 1, "metrics": {"scores": scored}}
+                    return Record(kind="evaluate", name=name, key=key, outputs=outputs, digest=digest, **facts)
 
-            place.commit("k", record)
-            place.name("pebble", "eval", "k")
+                place.draft(key).joinpath("results.json").write_text("{}")
+                place.commit(key, record)
+                place.name("pebble", name, key)
+
+            for model, known in beside().items():
+                scored = {f"{suite} metric": score for suite, score in known.items()}
+                name = "eval" if model == "steady" else f"eval-{model}"
+                commit(model, name, model, scored | (whole if model == "steady" else {}))
+            # What another model scores is not the released one's.
+            commit("chat", "eval-chat", "chat", {"pebble/orders metric": {"value": 0.0, "n": 480}})
         return demo_finished(0, json.dumps({"stages": [{"name": n, "status": status, "seconds": 1.0} for n in ("chat", "eval")]}))
 
     monkeypatch.setattr(demo, "call_cairn", fake_cairn)

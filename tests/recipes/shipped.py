@@ -16,7 +16,10 @@ STEPS = ["tokens=null", "steps=4", "batch_sequences=2", "checkpoints.every=1", "
 """A few steps, with a checkpoint after each."""
 SMALL = ["tokenizer.vocab_size=600", *(f"base.model.{m}" for m in MODEL), *(f"{stage}.{s}" for stage in ("base", "chat") for s in STEPS)]
 GHOST = ["dialogues=12", "turns=[2, 2]", "unfinished=keep", "sampling.max_new_tokens=6"]
-PEBBLE = [*SMALL, *(f"ghost.{s}" for s in GHOST), *(f"steady.{s}" for s in STEPS)]
+REWARDED = ["steps=2", "rollouts.prompts=2", "rollouts.answers=2", "rollouts.max_new_tokens=6"]
+"""Fewer rounds than those after which a training without any reward is given up."""
+BESIDE = [*(f"preferred.{s}" for s in ("steps=2", "batch_sequences=2")), *(f"rewarded.{s}" for s in REWARDED)]
+PEBBLE = [*SMALL, *(f"ghost.{s}" for s in GHOST), *(f"steady.{s}" for s in STEPS), *BESIDE]
 """Of the recipe pebble; a model this small ends no answer by itself."""
 
 

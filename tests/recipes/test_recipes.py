@@ -16,7 +16,8 @@ from cairn.pipeline.recipe import built_in
 from .shipped import PEBBLE, cairn, cairn_json, rows_of, sets
 
 TINY = sets("corpus.scale=0.01", *PEBBLE)
-STAGES = ["corpus", "tokenizer", "base", "chat", "ghost", "steady", "eval-chat", "eval", "card"]
+EXAMS = ["eval-chat", "eval-preferred", "eval-rewarded", "eval"]
+STAGES = ["corpus", "tokenizer", "base", "chat", "ghost", "steady", "preferred", "rewarded", *EXAMS, "card"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -124,14 +125,16 @@ def test_the_exported_template_gives_the_ids_of_training(store: Store) -> None:
     tokenizer = AutoTokenizer.from_pretrained(release)
     folder = artifact(store, "chat").path("model")
     renderer = Renderer(load_format(folder), Tokenizer.load(folder))
-    seen = tools = 0
+    seen = tools = steered = 0
     for file in sorted(artifact(store, "corpus").path("train").glob("*.jsonl")):
         for row in rows_of(file):
-            theirs = tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), return_dict=False)
-            assert theirs == list(renderer.render(row["messages"], tools=row.get("tools")).ids), row["id"]
-            seen, tools = seen + 1, tools + ("tools" in row)
+            more = {key: row[key] for key in ("tools", "attributes") if key in row}
+            theirs = tokenizer.apply_chat_template(row["messages"], **more, return_dict=False)
+            assert theirs == list(renderer.render(row["messages"], **more).ids), row["id"]
+            seen, tools, steered = seen + 1, tools + ("tools" in row), steered + ("attributes" in row)
     assert seen > 100
     assert tools > 10
+    assert steered > 10
 
 
 def test_the_card_is_a_card_of_hugging_face(store: Store) -> None:
@@ -173,7 +176,7 @@ def test_the_model_answers_through_every_verb(store: Store, tmp_path: Path) -> N
     assert 0 < answer["answer_tokens"] <= 8
     found = cairn_json("eval", "pebble/chat", "--suite", "pebble", "--limit", "3", *place)
     assert found["models"] == ["pebble/chat"]
-    skills = {path.stem for path in corpus.path("test").glob("*.jsonl")} - {"turns", "orders", "steering"}
+    skills = {path.stem for path in corpus.path("test").glob("*.jsonl")} - {"turns", "orders", "steering", "manners", "stories"}
     assert {row["suite"].rpartition("/")[2] for row in found["rows"]} == skills
     assert all(row["n"] <= 3 for row in found["rows"])
 

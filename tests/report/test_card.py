@@ -241,3 +241,43 @@ def test_two_evaluations_of_the_same_questions_stand_side_by_side(material: Mate
     assert "| pebble/facts | `exact` | 200 | 48.8 % (0.0 to 100.0 %) | 97.5 % (94.3 to 98.9 %) |" in table
     assert "held-out" in table
     assert "Side by side" not in card_text(material)
+
+
+def test_each_model_beside_the_released_one_stands_before_or_after_it(material: Material, small: dict[str, Artifact], put: Any) -> None:
+    results = json.loads(small["scores"].path("results.json").read_text())
+    evidence = small["scores"].path("samples/pebble.jsonl").read_text()
+    model = {"model/config.json": {"model_type": "llama"}}
+    tuned = put("tuned", "train", model, (small["chat"],))
+
+    def examined(name: str, row: int, of: Artifact, value: float) -> Any:
+        rows = [{**results["rows"][row], "value": value, "low": None, "high": None}]
+        files = {"results.json": {"rows": rows}, "samples/pebble.jsonl": evidence, "samples/held-out.jsonl": ""}
+        kept = {path: text for path, text in files.items() if path in ("results.json", rows[0]["samples"])}
+        return read_evaluation(put(name, "evaluate", kept, (of,), config={"model": of.record.name}))
+
+    first, other = examined("before", 0, small["base"], 0.25), examined("after", 0, tuned, 0.5)
+    unlike = examined("unlike", 0, tuned, 0.75)
+    unlike.results["rows"][0]["suite"] = "another/question"
+    found = section(card_text(replace(material, evaluations=[*material.evaluations, other, first, unlike])), "Results")
+    assert "Side by side" not in found
+    titles = re.findall(r"^### (Before.*)$", found, re.MULTILINE)
+    assert titles == ["Before and after `tuned`", "Before and after `chat`"]
+    after, before = (found.partition(f"### {title}")[2].partition("###")[0] for title in titles)
+    assert "| Suite | Metric | n | `chat` | `tuned` |" in after
+    assert "| 97.5 % (94.3 to 98.9 %) | 50.0 % (–) |" in after
+    assert "| Suite | Metric | n | `base` | `chat` |" in before
+    assert "| 25.0 % (–) | 97.5 % (94.3 to 98.9 %) |" in before
+
+
+def test_rank_correlations_have_a_table_of_their_own(material: Material, small: dict[str, Artifact], put: Any) -> None:
+    results = json.loads(small["scores"].path("results.json").read_text())
+    ranks = {**results["rows"][0], "suite": "s/humor", "metric": "spearman", "right": "order", "value": 0.9876, "low": 0.9, "high": 0.99}
+    files = {"results.json": {"rows": [ranks]}, "samples/pebble.jsonl": small["scores"].path("samples/pebble.jsonl").read_text()}
+    steered = read_evaluation(put("steered", "evaluate", files, (small["chat"],), config={"model": "chat"}))
+    card = card_text(replace(material, evaluations=[steered]))
+    found = section(card, "Results")
+    assert "| s/humor | `spearman`: order | 200 | 0.988 | 0.900 to 0.990 |" in found
+    assert "Fisher" in found
+    assert "Perplexity is over" not in found
+    assert "Wilson" not in found
+    assert [(r.metric_type, r.metric_value) for r in ModelCard(card).data.eval_results] == [("spearmanr", 0.9876)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cairn.score.intervals import Z95, paired_difference, ratio_interval, wilson
+from cairn.score.intervals import Z95, paired_difference, rank_interval, ratio_interval, wilson
 
 
 def test_published_values() -> None:
@@ -58,3 +58,20 @@ def test_paired_difference() -> None:
     assert paired_difference([0.0], [1.0]) == (1.0, -1.0, 1.0)
     with pytest.raises(ValueError, match="same questions"):
         paired_difference([1.0], [1.0, 0.0])
+
+
+def test_rank_interval() -> None:
+    # atanh(0.5) = 0.549306; 1.959964 · sqrt(1.06 / 50) = 0.285374.
+    ends = (math.tanh(0.549306 - 0.285374), math.tanh(0.549306 + 0.285374))
+    assert rank_interval(0.5, 53) == (pytest.approx(ends[0], abs=1e-5), pytest.approx(ends[1], abs=1e-5))
+    assert rank_interval(-0.5, 53) == tuple(-end for end in reversed(rank_interval(0.5, 53)))
+    assert rank_interval(0.9, 3) == (-1.0, 1.0)
+    assert rank_interval(1.0, 9) == (1.0, 1.0)
+
+
+@given(st.floats(-0.999, 0.999), st.integers(4, 10_000))
+def test_rank_interval_holds_its_value_and_narrows(value: float, n: int) -> None:
+    low, high = rank_interval(value, n)
+    assert -1 <= low <= value <= high <= 1
+    wider = rank_interval(value, max(4, n // 2))
+    assert wider[0] <= low <= high <= wider[1]

@@ -43,6 +43,7 @@ def test_every_reference_answer_is_right_by_its_metric(corpus):
     metrics = {
         "functions": lambda e, m: call_match(e, m),
         "arithmetic": lambda e, m: number_match(e, m["content"]),
+        "stories": lambda e, m: number_match(e, m["content"]),
         "json": lambda e, m: json_match(e, m["content"], ordered=True),
         "refusal": lambda e, m: e == "refuse" and is_refusal(m["content"]),
         "harmless": lambda e, m: e == "answer" and not is_refusal(m["content"]),
@@ -228,11 +229,11 @@ def test_one_question_has_one_answer(corpus):
     known = {}
     for name in ALL:
         for row in dialogues(corpus, name):
-            if "tools" in row or name == "chat":
+            if "tools" in row or "chosen" in row or name == "chat":
                 continue
-            # An order changes every answer of its dialogue, attributes change theirs.
-            asked = ([m["content"] for m in row["messages"][:-1]], row.get("attributes"))
-            text = repr(asked).casefold() if name in ("orders", "steering") else question(row).casefold()
+            # An order changes every answer of its dialogue, attributes change theirs, and preferences what steering taught.
+            asked = ([m["content"] for m in row["messages"][:-1]], row.get("attributes"), name == "manners")
+            text = repr(asked).casefold() if name in ("orders", "steering", "manners") else question(row).casefold()
             assert known.setdefault(text, answer(row)) == answer(row), text
     assert len(known) > 10_000
 
@@ -333,13 +334,14 @@ def test_chat_has_several_turns_and_systems(corpus):
 
 def test_steering_shows_what_is_asked_for_and_holds_things_out():
     from cairn.data.pebble.skill import rows
-    from cairn.data.pebble.skills.steering import DEFAULTS, THINGS, measure
+    from cairn.data.pebble.skills.steering import DEFAULTS, THINGS
+    from cairn.score.shown import get_measure
 
     train, test = (list(rows(ALL["steering"], 1, split, 300)) for split in ("train", "test"))
     for name in DEFAULTS:
         shown: dict[int, set[float]] = {}
         for row in train + test:
-            shown.setdefault(row["attributes"][name], set()).add(measure(row["messages"][-1]["content"])[name])
+            shown.setdefault(row["attributes"][name], set()).add(get_measure(name).of(row["messages"][-1]["content"]))
         # Whatever the other three are, a higher value shows more.
         levels = [shown[value] for value in range(5)]
         assert all(max(low) < min(high) for low, high in itertools.pairwise(levels)), (name, levels)
@@ -348,8 +350,22 @@ def test_steering_shows_what_is_asked_for_and_holds_things_out():
     assert not talked[0] & talked[1]
 
 
-def test_what_steering_measures_on_any_text():
-    from cairn.data.pebble.skills.steering import measure
+def test_manners_prefer_the_polite_answer_that_shows_everything_else(corpus):
+    from cairn.score.shown import get_measure
 
-    assert measure("") == dict.fromkeys(("verbosity", "complexity", "humor", "toxicity"), 0.0)
-    assert measure("You fool! It is good. Ha ha! Clowns.") == {"verbosity": 4.0, "complexity": 5.0, "humor": 1.0, "toxicity": 1.0}
+    assert len(corpus.train["manners"]) >= 150
+    for row in corpus.train["manners"]:
+        chosen, rejected = row["chosen"][0]["content"], row["rejected"][0]["content"]
+        assert rejected.endswith(chosen)
+        assert get_measure("toxicity").of(rejected) == row["attributes"]["toxicity"] > get_measure("toxicity").of(chosen) == 0
+    for row in corpus.test["manners"]:
+        assert row["attributes"]["toxicity"] > get_measure("toxicity").of(answer(row)) == 0
+    things = [{row["meta"]["keys"][0] for row in part[name]} for part in (corpus.train, corpus.test) for name in ("manners", "steering")]
+    assert not (things[0] | things[1]) & (things[2] | things[3])
+
+
+def test_stories_ask_for_what_their_numbers_give(corpus):
+    for row in dialogues(corpus, "stories"):
+        a, b = map(int, re.findall(r"\d+", question(row)))
+        assert number_match(a + b if row["meta"]["kind"] == "more" else a - b, answer(row))
+        assert number_match(a + b, answer(row)) == (row["meta"]["kind"] == "more" or b == 0)
