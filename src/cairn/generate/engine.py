@@ -16,11 +16,12 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from cairn.errors import UserError
-from cairn.generate.hf_runner import HfRunner, context_length
+from cairn.generate.hf_runner import HfRunner
 from cairn.generate.job import Job
 from cairn.generate.request import Completion, Logprob, Reason, Request, Step
 from cairn.generate.runner import Runner
 from cairn.generate.scheduler import Scheduler
+from cairn.model.context import context_length
 
 __all__ = ["Completion", "Engine", "Logprob", "Reason", "Request", "Step"]
 
@@ -30,7 +31,6 @@ class Engine:
 
     Args:
         model: a transformers causal language model.
-        pad_id: has no effect, for padding here is the runner's matter; taken so that callers who name one go on working.
         max_batch: requests that run together at most.
         max_batch_tokens: prompt and answer tokens (padding counted) that are held together at most; bounds the cache's memory.
             Requests wait for their place. A single request above it runs alone.
@@ -45,7 +45,6 @@ class Engine:
         self,
         model: Any,
         *,
-        pad_id: int = 0,
         max_batch: int = 64,
         max_batch_tokens: int = 32768,
         vocab_size: int | None = None,
@@ -62,7 +61,7 @@ class Engine:
         self._alone = deterministic
         self.rows = int(model.get_input_embeddings().weight.shape[0])
         self.vocab_size = vocab_size
-        self.context: int | None = context_length(model.config.get_text_config(decoder=True))
+        self.context: int | None = context_length(model.config)
         self._chunk, self._keep = chunk, keep
         self._make_runner = runner or (lambda model, slots, alone: HfRunner(model, slots, alone=alone))
         self._scheduler: Scheduler | None = None

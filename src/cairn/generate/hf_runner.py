@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cairn.generate.runner import Piece
 from cairn.generate.shelf import Shelf, padding_mask, shelf_for
+from cairn.model.context import context_length
 
 Way = Literal["batched", "single", "plain"]
 
@@ -41,8 +42,7 @@ class HfRunner:
     def __init__(self, model: Any, slots: int, *, alone: bool = False, way: Way | None = None) -> None:
         self.model, self.slots, self.alone = model, slots, alone
         self.way: Way = find_way(model) if way is None else way
-        config = model.config.get_text_config(decoder=True)
-        self.capacity = context_length(config) or 1 << 30
+        self.capacity = context_length(model.config) or 1 << 30
         parameters = inspect.signature(model.forward).parameters
         self._keeps_logits, self._takes_positions = "logits_to_keep" in parameters, "position_ids" in parameters
         self._shelves: dict[int, Shelf] = {}
@@ -187,15 +187,6 @@ class HfRunner:
         if self._keeps_logits:
             inputs["logits_to_keep"] = kept
         return self.model(input_ids=ids_BT, return_dict=True, **inputs).logits[:, -kept:]
-
-
-def context_length(config: Any) -> int | None:
-    """The number of positions that the model was made for, or None where it has no bound."""
-    for name in ("max_position_embeddings", "max_seq_len"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def find_way(model: Any) -> Way:
