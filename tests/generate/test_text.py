@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,13 @@ def with_spaces() -> Tokenizer:
     return Tokenizer(backend)
 
 
+@functools.cache
+def of_byte(tokenizer: Tokenizer) -> dict[int, int]:
+    """The id of each byte."""
+    found = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    return {byte: found[bytes([byte])] for byte in range(256)}
+
+
 def pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     detokenizer = Detokenizer(tokenizer)
     return [*(detokenizer.feed(i) for i in ids), detokenizer.finish()]
@@ -50,10 +58,37 @@ def test_pieces_of_any_ids_make_up_their_decoding(ids: list[int]) -> None:
     assert "".join(pieces(byte_level(), ids)) == byte_level().decode(ids)
 
 
+@given(st.lists(st.sampled_from([0x80, 0xE2, 0x94, 0xF0, 0x9F, 0x91, 0xBD, 0xEF, 0xBF, 0x61]), min_size=20, max_size=80))
+def test_pieces_of_long_runs_of_broken_bytes_make_up_their_decoding(data: list[int]) -> None:
+    ids = [of_byte(byte_level())[byte] for byte in data]
+    assert "".join(pieces(byte_level(), ids)) == byte_level().decode(ids)
+
+
 @given(st.text(alphabet="ab< é日", max_size=20))
 def test_pieces_keep_the_spaces_of_tokenizers_that_mark_words(text: str) -> None:
     ids = with_spaces().encode(text)
     assert "".join(pieces(with_spaces(), ids)) == with_spaces().decode(ids)
+
+
+class Counted:
+    """A tokenizer that counts the ids it decodes."""
+
+    def __init__(self, inner: Tokenizer) -> None:
+        self.inner, self.ids = inner, 0
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        self.ids += len(ids)
+        return self.inner.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["\ufffd", "\ufffda"])
+def test_a_long_run_of_signs_that_look_broken_costs_what_other_text_does(text: str) -> None:
+    """A caller's expression can ask for thousands of U+FFFD: decoded anew with each id, they would hold up all other answers."""
+    counted = Counted(byte_level())
+    detokenizer = Detokenizer(counted)
+    ids = byte_level().encode(text * 1000)
+    assert "".join([*(detokenizer.feed(i) for i in ids), detokenizer.finish()]) == text * 1000
+    assert counted.ids < 64 * len(ids)
 
 
 def test_a_character_comes_when_its_last_byte_does() -> None:

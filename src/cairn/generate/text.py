@@ -9,6 +9,10 @@ from cairn.errors import UserError
 
 _HALF = "\ufffd"
 """What a decoder shows for bytes that are no whole character yet."""
+_WAITING = 16
+"""So many ids wait for a character to become whole at most."""
+_CHARACTER = 3
+"""Ids that an unfinished character can begin in: each brings a byte, and four are a whole one."""
 
 
 class Decodes(Protocol):
@@ -33,11 +37,27 @@ class Detokenizer:
         """The text that became whole with this id, often none."""
         self._pending.append(token)
         text = self._text()
-        return "" if text.endswith(_HALF) else self._took(text)
+        if not text.endswith(_HALF):
+            return self._took(text)
+        return self._broken(text) if len(self._pending) >= _WAITING else ""
 
     def finish(self) -> str:
         """What is left: bytes that never became a character appear as U+FFFD."""
         return self._took(self._text()) if self._pending else ""
+
+    def _broken(self, text: str) -> str:
+        """What stands in front of the last ids of a run of bytes that are no characters.
+
+        All of a long run, decoded anew with each id, would hold up whoever reads: its cost grows with its square.
+        """
+        last, self._pending = self._pending[-_CHARACTER:], self._pending[:-_CHARACTER]
+        first = self._text()
+        if text.startswith(first):
+            self._took(first)
+        else:
+            first = ""
+        self._pending += last
+        return first
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._before + self._pending)[len(self._tokenizer.decode(self._before)) :]
