@@ -584,6 +584,21 @@ def test_a_catastrophic_schema_costs_its_own_process(tokenizer: Tokenizer) -> No
         constrainer.close()
 
 
+def test_files_in_the_folder_where_the_user_stands_are_not_run(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for name in ("llguidance", "json", "cairn"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w'); raise SystemExit('a stranger')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    constrainer = Constrainer(tokenizer, [3])
+    try:
+        assert constrainer.compile(grammar.choice(["yes", "no"])).shortest > 0
+    finally:
+        constrainer.close()
+    assert not (tmp_path / "ran").exists()
+
+
 TREE = {"type": "object", "properties": {"v": {"type": "integer"}, "of": {"type": "array", "items": {"$ref": "#"}}}, "required": ["of"]}
 HARD: dict[str, Any] = {
     "a tree of trees": lambda: grammar.json_schema(TREE),

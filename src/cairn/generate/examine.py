@@ -129,10 +129,12 @@ class Examiner:
         return dict(json.loads(found))
 
     def _start(self) -> subprocess.Popen[bytes]:
-        path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
+        # Where modules are looked for, and nowhere else: without -P the folder that the user stands in comes first, as it does for an
+        # empty part, and a file there that is named like a module would run.
+        path = os.pathsep.join(part or os.getcwd() for part in sys.path)
         # Its errors are one line on standard output; what an abort prints helps nobody.
         self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "cairn.generate.examine"],
+            [sys.executable, "-P", "-m", "cairn.generate.examine"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
