@@ -128,6 +128,26 @@ def test_failures_stay_alone(worker: Worker) -> None:
     assert worker.stats()["running"] == 0
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_caller_who_cannot_be_told_of_the_end_ends_nobody_else(worker: Worker, stop: bool) -> None:
+    """Whoever raises when told that its request was cancelled: the others are answered, or told so too."""
+    begun = threading.Event()
+
+    def gone(step: Step) -> None:
+        begun.set()
+        if step.completion is not None:
+            raise OSError("gone")
+
+    leaver, stayer = worker.submit(ask([8, 6, 7], 100), gone), worker.submit(ask([5, 6, 7], 100))
+    assert begun.wait(60)
+    if stop:
+        worker.stop(drain=False)
+    leaver.cancel()
+    assert leaver.result(60).reason == "cancelled"
+    assert stayer.result(60).reason == ("cancelled" if stop else "length")
+    assert worker.stats()["failures"] == 0
+
+
 def test_a_model_that_raises_ends_what_runs_and_serves_the_next() -> None:
     engine = Engine(build("llama"), max_batch=4)
     forward = engine.scheduler.runner.forward

@@ -106,7 +106,8 @@ class Job:
     def cancel(self) -> None:
         """End now, with what there is."""
         self._end("cancelled")
-        self._tell(Step([], [], self.completion))
+        with suppress(Exception):  # a caller who went may fail to hear of it: that must not end the other requests
+            self._tell(Step([], [], self.completion))
 
     def fail(self, error: Exception) -> None:
         """End without an answer."""
