@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -12,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cairn.cli.main import main
+from cairn.generate.worker import Busy
+from cairn.serve import memory
 from cairn.serve.answer import Delta
 from cairn.serve.cache import AnswerCache, Held, question
+from cairn.serve.config import Limits
+from cairn.serve.memory import Memory
 from cairn.serve.protocol import ChatBody, CompletionBody, read
 
 from .conftest import Served
@@ -110,6 +116,36 @@ def test_the_likest_come_first_and_the_unlike_not_at_all() -> None:
     assert [chr(one.ids[0]) for _, one in found] == ["a", "b"]
     assert found[0][0] > found[1][0] > 0.5
     assert cache.nearest("d", torch.tensor([0.0, 1.0]), 0.5, 5) == []
+
+
+class Absent:
+    """A worker that never comes to what it is asked, or that takes nothing any more."""
+
+    def __init__(self, stopping: bool) -> None:
+        self.stopping, self.asked = stopping, [Future[bool]() for _ in range(3)]
+        self.engine, self.given = SimpleNamespace(context=64), 0
+
+    def aside(self, work: Any) -> Future[bool]:
+        if self.stopping:
+            raise Busy("the engine is stopping")
+        self.given += 1
+        return self.asked[self.given - 1]
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_an_engine_without_time_to_confirm_an_answer_computes_it(stopping: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A like question is a help; that there is no time to look at its answer must not refuse the request."""
+    monkeypatch.setattr(memory, "SECONDS", 0.01)
+    model = SimpleNamespace(parameters=lambda: iter([torch.zeros(1)]))
+    made = Memory(SimpleNamespace(engine=SimpleNamespace(model=model)), Limits())  # type: ignore[arg-type]
+    made._embedder = lambda text: torch.ones(4) / 2  # type: ignore[assignment]
+    question = asked()
+    made._cache.put("other", Held([], 1, 3, 2, [1, 2], (question.context, torch.ones(4) / 2)))
+    worker, job = Absent(stopping), SimpleNamespace(requests=[SimpleNamespace(ids=[5, 6])], prompt_tokens=2)
+    found, vector, tried = made.near(question, job, worker)  # type: ignore[arg-type]
+    assert (found, tried) == (None, 1)
+    assert vector is not None
+    assert stopping or worker.asked[0].cancelled(), "it would still be computed, for nobody"
 
 
 # -- through a running server ------------------------------------------------------------------------------------------------

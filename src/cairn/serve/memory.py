@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from cairn.errors import UserError
 from cairn.generate.load import Loaded
-from cairn.generate.worker import Worker
+from cairn.generate.worker import Busy, Worker
 from cairn.model.load import load_model
 from cairn.serve.cache import AnswerCache, Held, Question, Replay
 from cairn.serve.config import Limits
@@ -24,8 +25,8 @@ MARGIN = 0.05
 """By how much a token's logit must beat the next where an answer's company matters to its last bits. In bf16, ten times as much."""
 LONGEST = 2048
 """Tokens of prompt and answer together that are confirmed in one pass."""
-SECONDS = 20.0
-"""How long to wait for that."""
+SECONDS = 5.0
+"""How long to wait for that; afterwards the request is computed like one that nothing is like."""
 
 
 class Memory:
@@ -84,7 +85,15 @@ class Memory:
         # A pass holds up everybody's next token: what is long is computed in the queue like everything else.
         if not ids or len(prompt) + len(ids) > LONGEST or (context is not None and len(prompt) + len(ids) - 1 > context):
             return False
-        return worker.aside(lambda scheduler: scheduler.confirm(prompt, ids, self._margin)).result(SECONDS)
+        try:
+            asked = worker.aside(lambda scheduler: scheduler.confirm(prompt, ids, self._margin))
+        except Busy:
+            return False  # the request itself is told so, when it is handed in
+        try:
+            return asked.result(SECONDS)
+        except (TimeoutError, CancelledError):
+            asked.cancel()  # nobody waits for it any more: computed, it would only hold up the others
+            return False
 
     def keep(self, asked: Question, vector: Tensor | None, running: Running) -> None:
         """Keep what was computed."""
