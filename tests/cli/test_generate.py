@@ -192,6 +192,9 @@ def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> 
         (["--regex", "a", "--choice", "b"], "exclude each other"),
         (["--regex", "abcdefghijk"], "needs at least 11 tokens"),
         (["--tool-choice", "required"], "no tools to call"),
+        (["--regex", ""], "not empty"),
+        (["--choice", ""], "not empty"),
+        (["--tool-choice", ""], "no tools to call"),
     ],
 )
 def test_a_constraint_that_cannot_be_used_is_told(

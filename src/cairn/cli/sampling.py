@@ -55,8 +55,10 @@ def make_hold(
     Raises:
         UserError: options that exclude each other, an unreadable file, or something malformed.
     """
-    given = {"--schema": schema, "--regex": regex, "--choice": choice, "--tool-choice": tool_choice if tool_choice != "none" else None}
-    names = [name for name, value in given.items() if value]
+    given = {
+        "--schema": schema, "--regex": regex, "--choice": choice or None, "--tool-choice": None if tool_choice == "none" else tool_choice,
+    }  # fmt: skip
+    names = [name for name, value in given.items() if value is not None]  # an empty text is refused below, not passed over
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)} exclude each other", remedy="give one of them")
     if not names and tool_choice is None and not healed:
@@ -66,7 +68,7 @@ def make_hold(
     constraint = None
     if schema is not None:
         constraint = grammar.json_schema(_json_file(schema), str(schema))
-    elif regex:
+    elif regex is not None:
         constraint = grammar.regex(regex, "--regex")
     elif choice:
         constraint = grammar.choice(choice, "--choice")
