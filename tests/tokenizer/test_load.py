@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, models, pre_tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from cairn.chat.format import load_format
 from cairn.errors import UserError
-from cairn.tokenizer.load import Tokenizer
+from cairn.tokenizer.load import LONG, Tokenizer
 from cairn.tokenizer.train import TokenizerConfig, train_tokenizer
 
 
@@ -124,3 +129,71 @@ def test_lone_surrogates_are_refused(folder: Path) -> None:
     for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
         with pytest.raises(UserError, match="lone surrogate"):
             encode("a\ud800")
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tokenizer]:
+    """A trained tokenizer whose backend was changed."""
+    folder = tmp_path_factory.mktemp("changed")
+    train_tokenizer(iter(["hello world    "] * 3), TokenizerConfig(vocab_size=300), load_format("k2"), folder)
+
+    def make(change: Callable[[Backend], object] = lambda backend: None) -> Tokenizer:
+        backend = Backend.from_file(str(folder / "tokenizer.json"))
+        change(backend)
+        return Tokenizer(backend)
+
+    return make
+
+
+def normalized(how: normalizers.Normalizer) -> Callable[[Backend], None]:
+    return lambda backend: setattr(backend, "normalizer", how)
+
+
+PARTS = [*"helo wrd 한", "\u00e9", "e\u0301", "\u1f82", "\u03b1\u0313\u0300\u0345", "<|endoftext|>", "hello world"]
+
+
+@given(text=st.lists(st.sampled_from(PARTS), max_size=40).map("".join))
+@pytest.mark.parametrize("how", [None, normalizers.NFC()])
+def test_so_many_characters_never_have_fewer_tokens(changed: Callable[..., Tokenizer], how: normalizers.Normalizer | None, text: str) -> None:
+    tokenizer = changed(normalized(how)) if how else changed()
+    for characters in (text, text * 50):
+        assert tokenizer.least_tokens(len(characters)) <= len(tokenizer.encode(characters))
+    assert tokenizer.least_tokens(10**6) > 1000
+
+
+def test_where_text_may_vanish_nothing_is_known_of_its_tokens(changed: Callable[..., Tokenizer]) -> None:
+    def cut(backend: Backend) -> None:
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(" ", "removed"), backend.pre_tokenizer])
+
+    swallow = AddedToken("<think>", special=False, rstrip=True)
+    for change in (cut, normalized(normalizers.NFKC()), lambda backend: backend.add_tokens([swallow])):
+        tokenizer = changed(change)
+        assert len(tokenizer.encode("<think>" + " " * 1000)) >= 0
+        assert tokenizer.least_tokens(10**6) == 0
+    assert Tokenizer(Backend(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0))).least_tokens(10**6) == 0
+
+
+def test_a_long_text_is_encoded_as_a_short_one_is_and_holds_nobody_up(changed: Callable[..., Tokenizer]) -> None:
+    """Under Python's lock a server could send no token meanwhile."""
+    tokenizer = changed()
+    unit = "hello <|endoftext|> wörld 한 "
+    text = unit * (LONG // len(unit) * 150)
+    running, turns = threading.Event(), 0
+
+    def count() -> None:
+        nonlocal turns
+        while running.is_set():
+            time.sleep(0.001)
+            turns += 1
+
+    running.set()
+    other = threading.Thread(target=count)
+    other.start()
+    before = turns
+    ids = tokenizer.encode(text)
+    between = turns - before
+    running.clear()
+    other.join()
+    assert between >= 5
+    assert ids == tokenizer.backend.encode(text, add_special_tokens=False).ids
+    assert not tokenizer.special_ids & set(ids)

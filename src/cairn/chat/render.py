@@ -31,6 +31,10 @@ _FIRST_PRIVATE = chr(_PRIVATE.start)
 _PROBE = ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})
 
 
+class TooLong(UserError):
+    """A prompt that cannot fit, however its text is cut into tokens."""
+
+
 class Turn(NamedTuple):
     """The ids of one message."""
 
@@ -120,6 +124,7 @@ class Renderer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         attributes: Mapping[str, Any] | None = None,
         add_generation_prompt: bool = False,
+        most: int | None = None,
     ) -> Rendered:
         """The ids, mask and text of a conversation.
 
@@ -128,14 +133,16 @@ class Renderer:
             tools: function schemas offered to the assistant.
             attributes: attribute values of the conversation; a user message's own ones go before.
             add_generation_prompt: end where the assistant's answer starts.
+            most: refuse what surely has more tokens before it is encoded, which for megabytes takes many seconds.
 
         Raises:
             UserError: malformed messages or attributes, or a template that refuses them.
+            TooLong: more than `most` tokens, where their number can be told from the text. Whoever needs a bound checks the ids too.
         """
         check_messages(messages, tools=tools, attributes=attributes, training=False)
         self._check_attributes(messages, attributes)
         talk = _Talk(messages, tools, attributes)
-        encoded = self._encoded(talk, add_generation_prompt)
+        encoded = self._encoded(talk, add_generation_prompt, most)
         mask = [0] * len(encoded.ids)
         for start, end in self._supervised(talk, encoded):
             mask[start:end] = [1] * (end - start)
@@ -164,6 +171,7 @@ class Renderer:
         self,
         talk: _Talk,
         prompt: bool,
+        most: int | None = None,
     ) -> _Encoded:
         shield = _Shield(self._specials, talk)
         try:
@@ -174,6 +182,11 @@ class Renderer:
                 where=self.format.name,
                 remedy="change the messages, or use another format",
             ) from None
+        if most is not None:
+            characters = len(text) - text.count(shield.start) - text.count(shield.end)
+            least = self.tokenizer.least_tokens(characters)
+            if least > most:
+                raise TooLong(f"the prompt has at least {least} tokens, and at most {most} fit", remedy="shorten it")
         return self._encode_text(text, shield)
 
     # Ids

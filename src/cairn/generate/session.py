@@ -122,6 +122,7 @@ class Session:
         attributes: Mapping[str, Any] | None = None,
         sampling: Sampling | None = None,
         index: int = 0,
+        most: int | None = None,
     ) -> Request:
         """The engine's request that asks for the next assistant message.
 
@@ -135,6 +136,8 @@ class Session:
             attributes: for formats that steer by attributes.
             sampling: how tokens are chosen; greedy unless given.
             index: names the stream of draws.
+            most: tokens that the prompt may have; more are refused before they are encoded where that can be told. The model's context
+                unless given.
 
         Raises:
             UserError: messages, tools or attributes that the format cannot render; a constraint that cannot be used, or that the
@@ -146,6 +149,7 @@ class Session:
             tools=list(tools) if tools else None,
             attributes=dict(attributes) if attributes else None,
             add_generation_prompt=True,
+            most=self.engine.context if most is None else most,
         )
         request = Request(rendered.ids, sampling or Sampling(), frozenset(self.renderer.stop_ids), index=index, constraint=compiled)
         limit = self.engine.limit(request)

@@ -29,6 +29,7 @@ from cairn.serve.body import read_json
 from cairn.serve.cache import Replay, question
 from cairn.serve.config import Limits
 from cairn.serve.errors import INTERNAL, ApiError, bad
+from cairn.serve.fingerprint import fingerprint
 from cairn.serve.gate import OPEN, Gate
 from cairn.serve.job import Job, chat_job, completion_job
 from cairn.serve.memory import Memory
@@ -71,8 +72,12 @@ class Server:
     in_flight: int = 0
     ending: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
+    fingerprint: str = field(init=False)
     _quick: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "prompts"))
     _slow: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, "constraints"))
+
+    def __post_init__(self) -> None:
+        self.fingerprint = fingerprint(self.loaded)
 
     def app(self) -> Gate:
         """The ASGI application. The engine runs from its start to its end."""
@@ -122,7 +127,7 @@ class Server:
             told = body.logprobs is not None if isinstance(body, CompletionBody) else body.logprobs
             kind = shapes.Kind(
                 isinstance(body, ChatBody), self.name, self.loaded.tokenizer, bool(told), self.loaded.engine.deterministic,
-                source.told if isinstance(source, Replay) else None,
+                self.fingerprint, source.told if isinstance(source, Replay) else None,
             )  # fmt: skip
             if body.stream:
                 options = body.stream_options
@@ -228,7 +233,8 @@ class Server:
         except UserError:
             ours = {"format": None, "attributes": {}, "tools": False}
         about = {"id": self.name, "object": "model", "created": self.created, "owned_by": "cairn"}
-        return {**about, "context_length": self.loaded.engine.context, "deterministic": self.loaded.engine.deterministic, **ours}
+        return {**about, "context_length": self.loaded.engine.context, "deterministic": self.loaded.engine.deterministic,
+                "system_fingerprint": self.fingerprint, **ours}  # fmt: skip
 
     async def _health(self) -> Response:
         return JSONResponse({"status": "ending" if self.ending else "ok"}, 503 if self.ending else 200)

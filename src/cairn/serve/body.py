@@ -64,8 +64,11 @@ def parse(data: bytes) -> Any:
         raise bad(f"the body is not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise bad(f"the body is nested more than {MAX_DEPTH} levels deep") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise bad(f"the body is not valid JSON: {error}") from None
+    except ValueError as error:
+        # Python's own refusal of a number with thousands of digits names a setting of Python, which is no help to a caller.
+        raise bad(f"the body is not valid JSON: {str(error).partition(':')[0]}") from None
     _check(value, surrogates=b"\\ud" in data.lower())
     return value
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cairn.chat.render import TooLong
 from cairn.errors import UserError
 from cairn.generate.load import Loaded
 from cairn.generate.request import Request
@@ -56,7 +57,9 @@ def chat_job(loaded: Loaded, limits: Limits, body: ChatBody) -> Job:
     except UserError:
         raise bad("this model has no chat format; use /v1/completions", "model", "no_chat_format") from None
     try:
-        prompt = session.request(messages, tools=shown, attributes=body.attributes)
+        prompt = session.request(messages, tools=shown, attributes=body.attributes, most=_most(loaded, limits))
+    except TooLong as error:
+        raise bad(f"{error.what}; {error.remedy}", "messages", "context_length_exceeded") from None
     except UserError as error:
         raise from_user_error(error) from None
     ids = list(prompt.ids)
@@ -95,6 +98,9 @@ def completion_job(loaded: Loaded, limits: Limits, body: CompletionBody) -> Job:
     _check_count(count * len(prompts), limits)
     tokenizer = loaded.tokenizer
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            _check_length(loaded, limits, tokenizer.least_tokens(len(prompt)), "prompt", "at least ")
     encoded = [begin + _encode(loaded, prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     made = constraint(loaded, body, [])
     logprobs = body.logprobs if body.logprobs is not None else 0 if count > keep else None
@@ -133,12 +139,16 @@ def _check_count(count: int, limits: Limits) -> None:
         raise bad(f"{count} answers are asked for; this server gives at most {limits.max_choices} a request", "n")
 
 
-def _check_length(loaded: Loaded, limits: Limits, tokens: int, param: str) -> None:
+def _most(loaded: Loaded, limits: Limits) -> int | None:
+    """Tokens that a prompt may have."""
+    return min((bound for bound in (loaded.engine.context, limits.max_prompt_tokens) if bound is not None), default=None)
+
+
+def _check_length(loaded: Loaded, limits: Limits, tokens: int, param: str, about: str = "") -> None:
     """Tell what is too long in the code that clients look for."""
-    context = loaded.engine.context
-    most = min((bound for bound in (context, limits.max_prompt_tokens) if bound is not None), default=None)
+    most = _most(loaded, limits)
     if most is not None and tokens > most:
-        raise bad(f"the prompt has {tokens} tokens, and at most {most} fit; shorten it", param, "context_length_exceeded")
+        raise bad(f"the prompt has {about}{tokens} tokens, and at most {most} fit; shorten it", param, "context_length_exceeded")
 
 
 def _sampling(loaded: Loaded, limits: Limits, body: ChatBody | CompletionBody, prompt_tokens: int) -> Sampling:

@@ -177,14 +177,18 @@ def _check_constraints(body: _Asked) -> None:
         raise bad(f"{' and '.join(given)} cannot hold at once; give one of them", given[1])
 
 
+_BRANCHES = ("str", "constrained-str", "NamedTool")
+
+
 def _told(cls: type[BaseModel], error: ValidationError) -> ApiError:
     """The one of pydantic's complaints that helps most."""
     found = error.errors(include_url=False, include_context=False)
     # Each branch of a union says why it does not fit; the one that got furthest into the value is the one that was meant.
     first = next((one for one in found if one["type"] in ("extra_forbidden", "missing") and len(one["loc"]) == 1), None)
-    first = first or max(found, key=lambda one: len(one["loc"]))
+    # Among equals, a value out of range is of the kind that was meant; one of the wrong kind may have failed a branch that was not.
+    first = first or max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     # Names of a union's branches stand in pydantic's path as if they were keys.
-    path = [str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "NamedTool")))]
+    path = [str(part) for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES))]
     param = ".".join(path) or None
     if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
         return bad(f"unknown field '{param}'; {did_you_mean(str(param), _names(cls))}"[:600], param, "unknown_parameter")

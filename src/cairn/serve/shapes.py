@@ -29,6 +29,7 @@ class Kind:
         tokenizer: writes tokens as text.
         logprobs: whether they are told.
         deterministic: whether the answer's bytes are the same in any company.
+        fingerprint: names what the model runs with; see `cairn.serve.fingerprint`.
         cache: where the answer came from, if it was not computed for this request.
     """
 
@@ -37,6 +38,7 @@ class Kind:
     tokenizer: Tokenizer
     logprobs: bool
     deterministic: bool
+    fingerprint: str
     cache: dict[str, Any] | None = None
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -47,7 +49,8 @@ class Kind:
     def head(self, stream: bool) -> dict[str, Any]:
         """The fields in front."""
         name = ("chat.completion.chunk" if stream else "chat.completion") if self.chat else "text_completion"
-        head = {"id": self.id, "object": name, "created": self.created, "model": self.model, "deterministic": self.deterministic}
+        head = {"id": self.id, "object": name, "created": self.created, "model": self.model}
+        head |= {"system_fingerprint": self.fingerprint, "deterministic": self.deterministic}
         return head if self.cache is None else {**head, "cache": self.cache}
 
 

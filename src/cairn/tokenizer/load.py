@@ -17,6 +17,12 @@ from tokenizers import Tokenizer as Backend
 from cairn.errors import UserError, did_you_mean
 
 REPLACEMENT = "\ufffd"
+LONG = 20_000
+"""Characters from which a single text is encoded as a batch of one."""
+_KEEPING = {"Sequence", "ByteLevel", "Split", "Digits"}
+"""Pre-tokenizers that leave no character out."""
+_SHRINKS = {None: 1, "NFC": 4}
+"""How many characters a normalizer may turn into one, for those that leave none out."""
 
 
 class Tokenizer:
@@ -113,7 +119,11 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`. Never a special token: what looks like one is text."""
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            # A single text holds Python's lock while it is encoded, so a long one would hold up every other thread; a batch does not.
+            if len(text) < LONG:
+                ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            else:
+                ids = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except (TypeError, UnicodeEncodeError):
             raise UserError("text holds a lone surrogate, which is not Unicode", remedy="repair the text's encoding") from None
         if self._special_ids.isdisjoint(ids):
@@ -127,6 +137,10 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError):
             return [self.encode(text) for text in texts]
         return [ids if self._special_ids.isdisjoint(ids) else self._encode_apart(text) for ids, text in zip(found, texts, strict=True)]
+
+    def least_tokens(self, characters: int) -> int:
+        """A number of tokens that so many characters have for sure, told without encoding them; 0 where it cannot be told."""
+        return characters // self._longest if self._longest else 0
 
     def encode_continued(self, text: str) -> list[int]:
         """The ids of `text` inside a longer text: without the space that some tokenizers put in front of a text."""
@@ -146,6 +160,21 @@ class Tokenizer:
         for a, b in zip([0, *starts], [*starts, len(text)], strict=True):
             ids += self.backend.encode(text[a:b], add_special_tokens=False).ids
         return ids
+
+    @cached_property
+    def _longest(self) -> int:
+        """The most characters that one id can take in; 0 where there is no knowing: text may vanish in front of the vocabulary."""
+        if self._bytes is None:
+            return 0
+        parts = json.loads(self.backend.to_str())
+        cut, normal = parts["pre_tokenizer"], parts["normalizer"]
+        kinds = {one["type"] for one in (cut or {}).get("pretokenizers", [cut]) if one}
+        keeps = kinds <= _KEEPING and '"Removed"' not in json.dumps(cut)
+        swallows = any(t.lstrip or t.rstrip for t in self.backend.get_added_tokens_decoder().values())
+        table = set(self._bytes.values())
+        if not keeps or swallows or any(bytes([b]) not in table for b in range(256)):
+            return 0
+        return _SHRINKS.get(normal and normal["type"], 0) * max(map(len, table))
 
     @cached_property
     def _prefixes_space(self) -> bool:
