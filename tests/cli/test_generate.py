@@ -171,7 +171,17 @@ def test_answers_are_held_to_a_schema_an_expression_or_choices(model: str, tmp_p
 
     assert all(isinstance(json.loads(text)["n"], int) for text in answers("--schema", str(schema), "--max-new-tokens", "40"))
     assert all(text.strip("ab") == "" for text in answers("--regex", "[ab]+", "--max-new-tokens", "6"))
+    lark = tmp_path / "number.lark"
+    lark.write_text('start: SIGN? /[0-9]{1,3}/\nSIGN: "-"')
+    assert all(text.removeprefix("-").isdigit() for text in answers("--grammar", str(lark), "--max-new-tokens", "6"))
     assert set(answers("--choice", "yes", "--choice", "no", "--max-new-tokens", "6")) <= {"yes", "no"}
+
+
+@pytest.mark.parametrize("option", ["--presence-penalty", "--frequency-penalty"])
+def test_a_penalty_forbids_what_stands_there_already(model: str, tmp_path: Path, option: str) -> None:
+    target = tmp_path / "out.jsonl"
+    assert generate(model, ask(tmp_path / "in.jsonl", 2), target, option, "1000", "--max-new-tokens", "40") == 0
+    assert all(len(set(row["ids"])) == len(row["ids"]) == 40 for row in read(target))
 
 
 def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> None:
@@ -190,6 +200,10 @@ def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> 
         (["--schema", "{}/bad.json"], "cannot read the schema"),
         (["--regex", "(a"], "unclosed group"),
         (["--regex", "a", "--choice", "b"], "exclude each other"),
+        (["--regex", ""], "not empty"),
+        (["--grammar", "{}/bad.json", "--regex", "a"], "exclude each other"),
+        (["--grammar", "{}/none.lark"], "no such file"),
+        (["--grammar", "{}/bad.json"], "grammar cannot be used"),
         (["--regex", "abcdefghijk"], "needs at least 11 tokens"),
         (["--tool-choice", "required"], "no tools to call"),
         (["--regex", ""], "not empty"),

@@ -14,9 +14,12 @@ from cairn.cli.sampling import (
     Drafts,
     Dtype,
     FormatName,
+    Frequency,
+    GrammarFile,
     MaxNewTokens,
     MinP,
     Penalty,
+    Presence,
     Regex,
     Schema,
     Seed,
@@ -54,11 +57,14 @@ def command(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
+    presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
     seed: Seed = 0,
     stop: Stop = None,
     schema: Schema = None,
     regex: Regex = None,
     choice: Choice = None,
+    grammar: GrammarFile = None,
     tool_choice: ToolChoice = None,
     format: FormatName = None,
     dtype: Dtype = "float32",
@@ -88,8 +94,10 @@ def command(
         raise UserError("--json prints one answer", remedy="give the message with --once TEXT")
     if "" in (stop or ()):
         raise UserError("a stop string is empty", where="--stop", remedy="give at least one character")
-    sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    hold = make_hold(schema, regex, choice, tool_choice)
+    sampling = make_sampling(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed
+    )
+    hold = make_hold(schema, regex, choice, grammar, tool_choice)
     folder = model_folder(ref, open_store(store))
     chat_format = _format(folder, format)
     dialogue = Dialogue(system=system, tools=read_tools(tools) if tools else None)

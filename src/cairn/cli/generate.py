@@ -13,9 +13,12 @@ from cairn.cli.sampling import (
     Drafts,
     Dtype,
     FormatName,
+    Frequency,
+    GrammarFile,
     MaxNewTokens,
     MinP,
     Penalty,
+    Presence,
     Regex,
     Schema,
     Seed,
@@ -44,11 +47,14 @@ def command(
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
     repetition_penalty: Penalty = 1.0,
+    presence_penalty: Presence = 0.0,
+    frequency_penalty: Frequency = 0.0,
     seed: Seed = 0,
     stop: Stop = None,
     schema: Schema = None,
     regex: Regex = None,
     choice: Choice = None,
+    grammar: GrammarFile = None,
     tool_choice: ToolChoice = None,
     attr: Attr = None,
     heal: Annotated[bool, typer.Option("--heal", help="Continue plain text from inside of its last word where a longer one fits.")] = False,
@@ -79,8 +85,10 @@ def command(
     from cairn.pipeline.answers import answer_file
     from cairn.pipeline.resolve import model_folder
 
-    sampling = make_sampling(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    hold = make_hold(schema, regex, choice, tool_choice, heal)
+    sampling = make_sampling(
+        max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed
+    )
+    hold = make_hold(schema, regex, choice, grammar, tool_choice, heal)
     model = model_folder(ref, open_store(store))
     asked = Dialogue()
     for text in attr or ():

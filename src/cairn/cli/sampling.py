@@ -19,6 +19,8 @@ TopK = Annotated[int, typer.Option("--top-k", help="Draw among so many of the li
 TopP = Annotated[float, typer.Option("--top-p", help="Draw among the likeliest tokens that together reach this probability.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Draw among tokens of at least this share of the likeliest one's probability.")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 makes tokens that were there already less likely.")]
+Presence = Annotated[float, typer.Option("--presence-penalty", help="Taken off tokens that the answer holds already.")]
+Frequency = Annotated[float, typer.Option("--frequency-penalty", help="The same, once for each time.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed gives the same answers.")]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="End answers in front of this text; may be given again.", show_default=False)
@@ -34,6 +36,10 @@ Regex = Annotated[str | None, typer.Option("--regex", help="Every answer matches
 Choice = Annotated[
     list[str] | None, typer.Option("--choice", help="Every answer is one of these texts; give it again for each.", show_default=False)
 ]
+GrammarFile = Annotated[
+    Path | None,
+    typer.Option("--grammar", help="Grammar in llguidance's Lark, a file: every answer is a text of it.", show_default=False),
+]
 Attr = Annotated[
     list[str] | None, typer.Option("--attr", help="name=value, for formats with attributes; may be given again.", show_default=False)
 ]
@@ -48,16 +54,20 @@ ToolChoice = Annotated[
 
 
 def make_hold(
-    schema: Path | None, regex: str | None, choice: list[str] | None, tool_choice: str | None, healed: bool = False
+    schema: Path | None,
+    regex: str | None,
+    choice: list[str] | None,
+    grammar_file: Path | None,
+    tool_choice: str | None,
+    healed: bool = False,
 ) -> Hold | None:
     """What answers are held to, out of the options; None where nothing is asked.
 
     Raises:
         UserError: options that exclude each other, an unreadable file, or something malformed.
     """
-    given = {
-        "--schema": schema, "--regex": regex, "--choice": choice or None, "--tool-choice": None if tool_choice == "none" else tool_choice,
-    }  # fmt: skip
+    given: dict[str, object] = {"--schema": schema, "--regex": regex, "--choice": choice or None, "--grammar": grammar_file}
+    given["--tool-choice"] = tool_choice if tool_choice != "none" else None
     names = [name for name, value in given.items() if value is not None]  # an empty text is refused below, not passed over
     if len(names) > 1:
         raise UserError(f"{' and '.join(names)} exclude each other", remedy="give one of them")
@@ -72,6 +82,8 @@ def make_hold(
         constraint = grammar.regex(regex, "--regex")
     elif choice:
         constraint = grammar.choice(choice, "--choice")
+    elif grammar_file is not None:
+        constraint = grammar.grammar(_text_file(grammar_file), str(grammar_file))
     return grammar.Hold(constraint, tool_choice, healed)
 
 
@@ -79,11 +91,19 @@ def _json_file(path: Path) -> object:
     import json
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_text_file(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read the schema: {error}", where=str(path), remedy="give a JSON schema") from None
+
+
+def _text_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError("no such file", where=str(path), remedy="check the path") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read the schema: {error}", where=str(path), remedy="give a JSON schema") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the file: {error}", where=str(path), remedy="give a text file in UTF-8") from None
+
 
 Weights = Annotated[
     str | None, typer.Option("--weights", help="int8 or int4: smaller and faster; their price in perplexity is told.", show_default=False)
@@ -102,7 +122,15 @@ def say(line: str) -> None:
 
 
 def make_sampling(
-    max_new_tokens: int, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float, seed: int
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    seed: int,
 ) -> Sampling:
     """The configuration out of the options.
 
@@ -119,6 +147,8 @@ def make_sampling(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
         "seed": seed,
     }
     return build(Sampling, values, where="the sampling options")
