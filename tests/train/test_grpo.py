@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cairn.config import build
-from cairn.data.batches import make_batch
+from cairn.data.batches import join, make_batch
+from cairn.data.encode import Encoded
 from cairn.errors import UserError
 from cairn.model.config import ModelConfig
 from cairn.model.determinism import deterministic
@@ -163,6 +164,51 @@ def test_every_token_of_the_step_counts_alike_however_it_is_cut():
         float(together.total.detach()), rel=1e-4
     )
     assert made.count(left) == tokens
+
+
+def rows_to_practise(seed=5):
+    draw = np.random.default_rng(seed)
+    ids = [draw.integers(1, 50, n).astype(np.int32) for n in (6, 9, 4)]
+    return [Encoded(own, np.array([0] * 2 + [1] * (len(own) - 2), np.uint8)) for own in ids]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_practice_adds_its_mean_loss_however_the_step_is_cut(packed):
+    """Its targets are judged at temperature 1, whatever the answers were drawn at."""
+    deterministic(1)
+    model, groups, documents = tiny(), make_groups(), rows_to_practise()
+    made = objective(groups, temperature=0.7)
+    answers = batch_of(groups)
+    practice = make_batch(documents, [1, 1, 2])
+    made.practice, made.practised = 0.4, practice.predicted
+    terms = made.count(answers)
+    mean = 0.0
+    for document in documents:
+        ids = torch.from_numpy(document.ids.astype(np.int64))
+        mean = mean - model(input_ids=ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[1:].sum() / practice.predicted
+    wanted = by_hand(model, groups, 0.7, 0.2, 0.2, 0.0) / terms + 0.4 * mean
+    wanted.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    if packed:
+        assert try_packing(model, longest=64).packs
+    whole = join(answers, practice)
+    assert made.count(whole) == terms
+    parts = whole.split(16)
+    # One of answers alone, one of practice alone.
+    assert {tuple(sorted({bool(a) for a in part.answers})) for part in parts} >= {(True,), (False,)}
+    losses = [made.loss(model, TorchBatch.of(part, "cpu", packed=packed, multiple=16)) for part in parts]
+    total = sum(loss.total for loss in losses) / terms
+    total.backward()
+    assert float(total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-4)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.grad, gradients[name], rtol=1e-3, atol=1e-5), name
+    sums: dict[str, float] = {}
+    for loss in losses:
+        for name, value in loss.metrics.items():
+            sums[name] = sums.get(name, 0.0) + value
+    assert made.figures(sums)["practice"] == pytest.approx(float(mean.detach()), rel=1e-4)
+    assert sums["tokens"] == terms
 
 
 def test_figures_are_means():

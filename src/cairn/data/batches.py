@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,12 @@ def make_batch(documents: Sequence[Encoded], sources: Sequence[int], numbers: Se
         answers=[d.answers for d in documents],
         margins=[d.margin for d in documents],
     )
+
+
+def join(first: Batch, second: Batch) -> Batch:
+    """The documents of two batches in one, in order."""
+    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(Batch)]
+    return Batch(*(np.concatenate(pair) if isinstance(pair[0], np.ndarray) else pair[0] + pair[1] for pair in pairs))
 
 
 def _positions(document: Encoded) -> np.ndarray:

@@ -20,24 +20,26 @@ REFERENCE, TEACHER = "reference.safetensors", "teacher.safetensors"
 
 
 def encode_sources(
-    context: Context, renderer: Any, tokenizer: Any, objective: str, *, mismatched: bool = False,
+    context: Context, renderer: Any, tokenizer: Any, objective: str, *, sources: Sequence[Source] | None = None, mismatched: bool = False,
     on_row: Callable[[Source, Row], None] = lambda source, row: None,
 ) -> tuple[list[Any], list[Any], dict[str, Any], dict[str, Any]]:
     """Every source's documents, the row that each came from (from 1), the mix table and what became of the rows.
 
-    The stage's configuration has `data`, `sequence_length` and `overlong`; `on_row` is told every row before it is encoded.
+    The stage's configuration has `data` (unless `sources` are given), `sequence_length` and `overlong`; `on_row` is told every row before
+    it is encoded.
     """
     from cairn.data.answers import with_mismatched
     from cairn.data.encode import Counters, encode_rows
     from cairn.data.stats import MixTable
 
     config = context.config
+    sources = config.data if sources is None else sources
     table = MixTable(tokenizer=tokenizer, renderer=renderer)
     encoded: list[list[Any]] = []
     origins: list[Any] = []
     counters: dict[str, Any] = {}
-    context.progress.start(len(config.data), "sources")
-    for number, source in enumerate(config.data):
+    context.progress.start(len(sources), "sources")
+    for number, source in enumerate(sources):
         path, count, name = context.place(source), Counters(), source.name
         limits: dict[str, Any] = {"max_length": config.sequence_length, "overlong": config.overlong, "objective": objective}
         told: dict[str, Any] = {"counters": count, "where": str(path), "on_row": lambda row, n, name=name: table.add(row, name, tokens=n)}

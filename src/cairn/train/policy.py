@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cairn.config import Config
+from cairn.data.sources import Source
 
 SAME = 1e-9
 """Rewards of a group that lie no further apart are the same: what rounding leaves must not be divided by its own spread."""
@@ -66,6 +67,28 @@ class RolloutConfig(Config):
     def _shares(self) -> RolloutConfig:
         if self.prompts % self.updates:
             raise ValueError(f"{self.prompts} prompts cannot be shared out evenly among {self.updates} updates")
+        return self
+
+
+class PracticeConfig(Config):
+    """Rows that are learnt in every step beside the rewards, so that what the model could do before stays: PPO-ptx (InstructGPT, Ouyang et
+    al. 2022). Dialogues give their answers, plain text all of its tokens, as in instruction tuning."""
+
+    data: list[Source] = Field(min_length=1)
+    """What is practised: other things than those that are rewarded, or the rewards are not what teaches them."""
+    sequences: int = Field(default=4, ge=1)
+    """Room for it in a step, in packs of `sequence_length` tokens."""
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """The mean -log p of its targets, times this, is added to the step's mean loss over the answers' tokens. The latter's gradient is that
+    of log p times advantages of about 1, so at 1 both are of one size."""
+
+    @model_validator(mode="after")
+    def _plain_sources(self) -> PracticeConfig:
+        names = [source.name for source in self.data]
+        if len(set(names)) != len(names):
+            raise ValueError("two sources of one name")
+        if weighed := [source.name for source in self.data if source.loss_weight != 1.0]:
+            raise ValueError(f"{weighed[0]} has a loss_weight, which a practice does not know: it has one weight for all")
         return self
 
 

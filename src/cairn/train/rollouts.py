@@ -2,7 +2,7 @@
 
 Which prompt is asked when, and every draw, is a function of (seed, stream, index). A round's groups are written to `rollouts.jsonl` before
 anything is learnt from them, and a run that goes on in the middle of a round reads them there. Knows requests, groups and batches; text and
-metrics only through the function that scores.
+metrics only through the function that scores. Rows to practise (`PracticeConfig`) stand behind the groups in each step's batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cairn.data.batches import Batch, make_batch
+from cairn.data.batches import Batch, PackedStream, join, make_batch
 from cairn.data.encode import Encoded
 from cairn.data.mix import Mix
 from cairn.errors import UserError
@@ -122,6 +122,7 @@ class Asking:
         folder: where `rollouts.jsonl` lies.
         progress: who is told.
         ranks: the processes that take part; each asks its share of the prompts.
+        practice: the batches of what is practised in each step, and how much it counts; None: nothing is.
     """
 
     prompts: Sequence[Sequence[Prompt]]
@@ -136,6 +137,7 @@ class Asking:
     folder: Path
     progress: Progress
     ranks: Ranks = field(default=ALONE)
+    practice: tuple[PackedStream, float] | None = None
 
 
 class Rollouts:
@@ -201,11 +203,20 @@ class Rollouts:
         if part == 0:
             self._held = self._round(number)
         groups = self._held[part :: self.rollouts.updates]
-        self.step += 1
+        step, self.step = self.step, self.step + 1
         self.objective.groups = {group.number: group for group in groups}
         # Without a reference a group that has nothing to compare has no gradient; a step needs one document all the same.
         kept = [g for g in groups if self.asking.policy.kl or not g.alike] or [min(groups, key=lambda g: len(g.encoded()))]
-        return make_batch([g.encoded() for g in kept], [g.prompt.source for g in kept], [g.number for g in kept])
+        batch = make_batch([g.encoded() for g in kept], [g.prompt.source for g in kept], [g.number for g in kept])
+        return batch if self.asking.practice is None else join(batch, self._practised(step))
+
+    def _practised(self, step: int) -> Batch:
+        """What is practised in a step, its sources counted on from those of the prompts."""
+        assert self.asking.practice is not None
+        stream, weight = self.asking.practice
+        batch = stream.batch_at(step)
+        self.objective.practice, self.objective.practised = weight, batch.predicted
+        return replace(batch, sources=[len(self.asking.prompts) + source for source in batch.sources])
 
     def row(self, source: int, number: int) -> int:
         """The row (from 1) of the prompt with that number in the run."""

@@ -184,6 +184,36 @@ def test_kl_holds_the_model_near_its_reference(recipe, capsys):
     assert "kl" not in lines("one", "free")[0]["objective"]
 
 
+PRACTICE = """practice:
+  sequences: 2
+  weight: 0.1
+  data: [{name: a, path: other.jsonl}]
+"""
+
+
+def write_other() -> None:
+    rows = [{"messages": [{"role": "user", "content": "Then"}, {"role": "assistant", "content": "blue"}]}] * 8
+    Path("other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_what_is_practised_is_learnt_beside_the_rewards(recipe):
+    write_other()
+    path = recipe(stage(), stage("both", PRACTICE, every=5, steps=12))
+    run(path)
+    found = lines("one", "both")
+    assert found[-1]["objective"]["practice"] < 0.5 * found[0]["objective"]["practice"]
+    rewards = [line["objective"]["reward"] for line in found]
+    assert rewards[-1] > rewards[0] + 0.2, rewards
+    # Both are called `a`, and are told apart.
+    assert 0 < found[0]["sources"]["practice/a"]["supervised_tokens"] < found[0]["sources"]["practice/a"]["tokens"] <= 128
+    assert found[0]["sources"]["a"]["tokens"] > 0
+    assert artifact("one", "both").record.metrics["sources"]["practice/a"]["kept"] == 8
+    # The first round is answered by the same weights, with the same draws.
+    asked = [[[a["ids"] for a in line["answers"]] for line in rollouts("one", name)[:8]] for name in ("rl", "both")]
+    assert asked[0] == asked[1]
+    assert main(["verify", "small/both", "--replay", "--interval", "5:10", "--store", "one"]) == 0
+
+
 @pytest.mark.slow
 def test_two_ranks_change_nothing_but_rounding(recipe):
     path = recipe(stage(steps=3, updates=1, kl=0.1))
@@ -212,6 +242,13 @@ BAD = {
     "the objective without its stage": (
         "  x: {kind: train, objective: grpo, init: base, data: [{name: a, path: talk.jsonl}], steps: 1}\n", "make it a stage of kind grpo",
     ),
+    "a practice that weighs its sources": (
+        stage("rl", "practice: {data: [{name: b, path: talk.jsonl, loss_weight: 2.0}]}"), "which a practice does not know",
+    ),
+    "a practice of two sources of one name": (
+        stage("rl", "practice: {data: [{name: b, path: talk.jsonl}, {name: b, path: talk.jsonl}]}"), "two sources of one name",
+    ),
+    "a practice without rows": (stage("rl", "practice: {data: []}"), "at least 1 item"),
     "no room for a prompt": (stage().replace("sequence_length: 64", "sequence_length: 8"), "no prompt leaves room for 6 tokens"),
     "one answer": (stage().replace("answers: 6", "answers: 1"), "greater than or equal to 2"),
     "weights divided over ranks": (stage("rl", "memory: {sharding: full}"), "divided over ranks"),

@@ -18,14 +18,16 @@ from pydantic import Field, model_validator
 from cairn.config import checked
 from cairn.errors import UserError
 from cairn.model.adapter_config import MODEL_FILES
+from cairn.pipeline.documents import encode_sources
 from cairn.pipeline.stage import Context, Estimate, register
 from cairn.pipeline.stages.train import Parts, Rows, Train, show_row
 from cairn.pipeline.training import TrainConfig
 from cairn.score.registry import get_metric
 from cairn.train.config import OptimizerConfig, ScheduleConfig, WatchConfig
-from cairn.train.policy import PolicyConfig, RolloutConfig
+from cairn.train.policy import PolicyConfig, PracticeConfig, RolloutConfig
 
 if TYPE_CHECKING:
+    from cairn.data.batches import PackedStream
     from cairn.train.loop import Trainer
     from cairn.train.ranks import Ranks
     from cairn.train.rollouts import Reference
@@ -52,6 +54,8 @@ class GrpoConfig(TrainConfig):
     policy: PolicyConfig = PolicyConfig()
     """How they are learnt from. With kl above 0 and an adapter the reference is the same weights with the adapter off; without one a frozen
     copy of the model is held."""
+    practice: PracticeConfig | None = None
+    """Rows that are learnt beside the rewards in every step; None: none."""
     sequence_length: int = Field(default=512, gt=0)
     """A prompt with its longest answer, in tokens. A prompt that leaves no room for `rollouts.max_new_tokens` is left out."""
     optimizer: OptimizerConfig = OptimizerConfig(kind="adamw", lr=1e-5)
@@ -76,6 +80,11 @@ class GrpoConfig(TrainConfig):
 
     @property
     def step_tokens(self) -> int:
+        """The most tokens that a step's answers have, and what is practised."""
+        return self.answer_tokens + (self.practice.sequences * self.sequence_length if self.practice is not None else 0)
+
+    @property
+    def answer_tokens(self) -> int:
         """The most tokens that a step's answers have."""
         return self.rollouts.prompts // self.rollouts.updates * self.rollouts.answers * self.rollouts.max_new_tokens
 
@@ -127,7 +136,7 @@ class Grpo(Train):
         if found.parameters is None or found.flops is None:
             return found
         # Every answer's tokens are generated before they are learnt from.
-        asked = 2.0 * found.parameters * config.total_steps * config.step_tokens
+        asked = 2.0 * found.parameters * config.total_steps * config.answer_tokens
         seconds = found.seconds and found.seconds * (found.flops + asked) / found.flops
         return replace(found, flops=found.flops + asked, seconds=seconds)
 
@@ -174,11 +183,32 @@ class Grpo(Train):
                 prompts=parts.encoded, weights=parts.weights, names=[s.name for s in config.data], seed=seed,
                 rollouts=config.rollouts, policy=config.policy, score=score, stop_ids=frozenset(parts.renderer.stop_ids),
                 vocab_size=tokenizer.vocab_size, folder=context.draft, progress=context.progress, ranks=ranks,
+                practice=self._practice(context, parts, tokenizer, seed),
             )
         )  # fmt: skip
         # Documents are counted over the run; a message names the row of the file.
-        parts.origins = replace(parts.origins, rows=[_Rows(stream.row, number) for number in range(len(config.data))])
+        rows: list[Any] = [_Rows(stream.row, number) for number in range(len(config.data))]
+        parts.origins = replace(parts.origins, rows=[*rows, *(parts.origins.rows or ())])
         return stream
+
+    def _practice(self, context: Context, parts: Parts, tokenizer: Any, seed: int) -> tuple[PackedStream, float] | None:
+        """The batches of what is practised, and how much it counts; its sources' names and rows are added to the parts."""
+        from cairn.data.batches import PackedStream
+        from cairn.ledger import seeds
+        from cairn.train.watch import Origins
+
+        config: GrpoConfig = context.config
+        if config.practice is None:
+            return None
+        sources = config.practice.data
+        encoded, rows, _, counters = encode_sources(context, parts.renderer, tokenizer, "supervised", sources=sources)
+        # A source may be rewarded and practised.
+        names = [f"practice/{source.name}" for source in sources]
+        parts.counters |= {name: counters[source.name] for name, source in zip(names, sources, strict=True)}
+        every = [*config.data, *sources]
+        parts.origins = Origins([*parts.origins.names, *names], rows, lambda s, row: show_row(context, parts.folder, every[s], row))
+        weights, place = [source.weight for source in sources], seeds.seed(seed, "practice")
+        return PackedStream(encoded, weights, place, config.sequence_length, config.practice.sequences), config.practice.weight
 
     def _equip(self, context: Context, parts: Parts, trainer: Trainer) -> None:
         """Let the stream ask the trained model, and measure its distance from where it started."""

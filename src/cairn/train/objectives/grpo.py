@@ -1,4 +1,5 @@
-"""Training by rewards: answers that were better than their group become likelier, by `PolicyConfig`. Knows batches; no metric.
+"""Training by rewards: answers that were better than their group become likelier, by `PolicyConfig`; beside them, rows to practise. Knows
+batches; no metric.
 
 What each answer was worth, and how likely its tokens were before, stands in the groups of the step (`train/rollouts.py`).
 """
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cairn.errors import UserError
-from cairn.model.head import Head, head_of, log_probabilities
+from cairn.model.head import Head, cross_entropy, head_of, log_probabilities
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, hidden_states
 from cairn.train.objectives import Base, Loss
@@ -36,6 +37,8 @@ class Objective(Base):
         """As the stream of rollouts says, when it is bound to the training."""
         self.groups: Mapping[int, Group] = {}
         """Those of the step, by the number of their document; those without variance too, which may be in no batch."""
+        self.practice, self.practised = 0.0, 0
+        """How much the mean over practised targets counts, and how many the step has: those of documents without answers."""
         self._rehearsal = False
 
     def count(self, batch: Any) -> int:
@@ -43,8 +46,21 @@ class Objective(Base):
         return sum(len(answer.ids) for group in self.groups.values() for answer in group.answers)
 
     def loss(self, model: Any, batch: TorchBatch) -> Loss:
+        h_ND = hidden_states(model, batch).index_select(0, batch.predict_N)
+        if all(batch.answers):
+            return self._rewarded(model, batch, h_ND, batch.targets_N)
+        answered_D = torch.tensor([bool(answers) for answers in batch.answers], device=h_ND.device)
+        own, rest = (where_N.nonzero()[:, 0] for where_N in (answered_D[batch.document_N], ~answered_D[batch.document_N]))
+        loss = self._rewarded(model, batch, h_ND[own], batch.targets_N[own])
+        nll, _ = cross_entropy(h_ND[rest], batch.targets_N[rest], head_of(model))
+        # The loop divides by the answers' tokens; a mean over the practised targets is meant.
+        total = loss.total + nll * (self.practice * self.count(None) / self.practised)
+        return Loss(total, loss.count, loss.metrics | {"practice": float(nll.detach())})
+
+    def _rewarded(self, model: Any, batch: TorchBatch, h_ND: Tensor, targets_N: Tensor) -> Loss:
+        """The loss over the answers' tokens, given the hidden states before them."""
         config = self.config
-        logp_N = self.log_probabilities(model, batch)
+        logp_N = log_probabilities(h_ND, targets_N, self._head(model))
         seen_N = logp_N.detach()
         advantage_N = self._of(batch, "advantages", logp_N)
         # One step a round: the policy that answered is this one, whose ratio is 1 and whose gradient is that of log p.
@@ -71,9 +87,11 @@ class Objective(Base):
         return log_probabilities(h.index_select(0, batch.predict_N), batch.targets_N, self._head(model))
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """Means over the tokens that were computed, and what the step's answers were like."""
+        """Means over the tokens that were computed (practice: over the practised targets), and what the step's answers were like."""
         tokens = sums["tokens"]
-        means = {name: value / tokens for name, value in sums.items() if name != "tokens"}
+        means = {name: value / tokens for name, value in sums.items() if name not in ("tokens", "practice")}
+        if "practice" in sums:
+            means["practice"] = sums["practice"] / self.practised
         groups = list(self.groups.values())
         answers = [answer for group in groups for answer in group.answers]
         rewards = [answer.reward for answer in answers]
@@ -97,8 +115,10 @@ class Objective(Base):
         """A number of each target, from its group: one an answer is that of all its tokens."""
         if self._rehearsal:
             return torch.zeros_like(like_N)
-        found = []
+        found = [np.zeros(0, np.float32)]
         for (_, number), answers in zip(batch.origins, batch.answers, strict=True):
+            if not answers:
+                continue
             values = np.asarray(getattr(self.groups[number], what), np.float32)
             found.append(np.repeat(values, answers) if what == "advantages" else values)
         return torch.from_numpy(np.concatenate(found)).to(like_N.device)
