@@ -34,7 +34,7 @@ def test_the_recipe_is_one_that_the_pipeline_takes(bench: ModuleType, tmp_path: 
     path = tmp_path / "brief.yaml"
     path.write_text(yaml.safe_dump(bench.recipe(make_options("grpo", bench, {"tokens": 5000, "steps": 3})), sort_keys=False))
     recipe = load_recipe(str(path))
-    assert list(recipe.stages) == ["corpus", "tokenizer", "base", "chat", "before", "grpo", "after"]
+    assert list(recipe.stages) == ["corpus", "tokenizer", "base", "chat", "before", "grpo", "after", "alone", "practised"]
     assert recipe.stages["chat"].config.tokens == 5000
     assert recipe.stages["grpo"].config.steps == 3
 
