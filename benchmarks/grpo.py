@@ -1,7 +1,7 @@
 """Training by rewards: a model tuned too briefly learns arithmetic from an exact-match reward, and what becomes of its other skills.
 
-The recipe is the built-in one up to its base, a shorter tuning, an evaluation, the stage `grpo`, and the same evaluation again. Arithmetic is
-learnt from rewards alone; of the other skills a few rows are practised in every step, as InstructGPT does. A control is tuned on as many
+The recipe is the built-in one up to its base, a shorter tuning, an evaluation, the stage `grpo`, and the same evaluation again. Arithmetic
+is learnt from rewards alone; of the other skills a few rows are practised in every step, as InstructGPT does. A control is tuned on as many
 tokens of that practice without any rewards: what it gains in arithmetic is not theirs. Every number comes out of the store's records.
 """
 

@@ -14,6 +14,7 @@ from cairn.data.batches import make_batch
 from cairn.errors import UserError
 from cairn.model.config import ModelConfig
 from cairn.model.load import new_model
+from cairn.model.packing import try_packing
 from cairn.train.config import Training
 from cairn.train.distillation import DistillationConfig
 from cairn.train.forward import TorchBatch
@@ -98,6 +99,32 @@ def test_loss_and_gradient_are_those_of_whole_logits(kind, temperature):
     figures = objective.figures(mine.metrics)
     assert set(figures) == {"nll", "divergence", "agreement"}
     assert figures["nll"] == pytest.approx(float(mine.nll_N.mean()))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_hidden_states_add_their_relative_distance(packed):
+    student, teacher, rows = model_of(1), model_of(2, layers=3), documents(6)
+    alone = copy.deepcopy(student), copy.deepcopy(teacher)
+    if packed:
+        assert try_packing(student, longest=64).packs
+        assert try_packing(teacher, longest=64).packs
+    batch = TorchBatch.of(make_batch(rows, [0] * 6, list(range(6))), "cpu", packed=packed)
+    plain, both = (load_objective("distillation", training(**told)) for told in ({}, {"hidden": 0.5}))
+    plain.teacher = both.teacher = Online(teacher, packed=packed)
+    apart = 0.0
+    for row in rows:
+        ids = torch.as_tensor(row.ids, dtype=torch.long)
+        at = torch.as_tensor(row.mask[1:]).nonzero()[:, 0]
+        h, wanted = (model.base_model(ids[None], use_cache=False).last_hidden_state[0, at] for model in alone)
+        apart += float(((h - wanted).square().sum(-1) / wanted.square().sum(-1)).sum().detach())
+    loss = both.loss(student, batch)
+    assert float(loss.total - plain.loss(student, batch).total) == pytest.approx(0.5 * apart, rel=1e-3)
+    assert both.figures(loss.metrics)["hidden"] == pytest.approx(apart / len(batch.targets_N), rel=1e-4)
+    loss.total.backward()
+    assert student.base_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    # One that already is its teacher has nothing to learn.
+    both.teacher = Online(copy.deepcopy(student), packed=packed)
+    assert both.figures(both.loss(student, batch).metrics)["hidden"] == pytest.approx(0, abs=1e-8)
 
 
 def test_what_is_kept_says_what_the_teacher_says(tmp_path):

@@ -27,6 +27,10 @@ class DistillationConfig(Config):
     """Both sides' logits are divided by it; the divergence is multiplied by its square, so that rates hold (Hinton et al. 2015)."""
     hard: float = Field(default=0.0, ge=0, lt=1)
     """Share of the loss that is the data's own -log p of the target."""
+    hidden: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the distance between both sides' last hidden states at a target, |student - teacher|² / |teacher|², added to the loss. It
+    says more than probabilities where the teacher is all but certain (Minitron, Muralidharan et al. 2024). For a student that was cut out
+    of its teacher in depth, with a teacher that computes at every step."""
     on_policy: float = Field(default=0.0, ge=0, le=1)
     """Share of the dialogues whose last answer the student gives itself, with its weights as they are at that step, for the teacher to
     score (GKD). It needs a teacher that computes at every step."""

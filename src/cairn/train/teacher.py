@@ -54,6 +54,9 @@ class Teacher(Protocol):
     def hear(self, batch: TorchBatch, temperature: float) -> Callable[[slice], Said]:
         """What it says at the batch's targets, asked for chunk by chunk."""
 
+    def states(self, batch: TorchBatch) -> Tensor:
+        """Its last hidden states h_ND before the targets of the batch that it was heard on last."""
+
 
 class Online:
     """A model in memory beside the student.
@@ -65,14 +68,22 @@ class Online:
 
     def __init__(self, model: Any, *, packed: bool) -> None:
         self.model, self.packed = model.eval().requires_grad_(False), packed
+        self._last: tuple[TorchBatch, Tensor] | None = None
+
+    def states(self, batch: TorchBatch) -> Tensor:
+        assert self._last is not None, "it is heard first"
+        heard, h_ND = self._last
+        assert heard is batch, "it was heard on another batch"
+        return h_ND
 
     @torch.no_grad()
     def hear(self, batch: TorchBatch, temperature: float) -> Callable[[slice], Said]:
+        given = batch
         if batch.packed and not self.packed:
             filled = (*batch.answers, *((),) * (len(batch.lengths) - len(batch.answers)))
             batch = replace(batch, packed=False, answers=filled)
         h_ND = hidden_states(self.model, batch).index_select(0, batch.predict_N)
-        head = head_of(self.model)
+        self._last, head = (given, h_ND), head_of(self.model)
         return lambda part: Said(torch.log_softmax(_logits(head, h_ND[part]) / temperature, -1))
 
 
@@ -111,9 +122,16 @@ class Stored:
         logp_NO = torch.log_softmax(logp_NO, -1).clamp_min(LEAST)
         return lambda part: Said(logp_NO[part], ids_NK[part])
 
+    def states(self, batch: TorchBatch) -> Tensor:
+        raise TypeError("no hidden states are kept of a teacher")
+
 
 class Mute:
     """Says of every target that it is as probable as all else together: for a rehearsal before there is a teacher."""
+
+    def states(self, batch: TorchBatch) -> Tensor:
+        # Of any width: one number a target.
+        return torch.ones(len(batch.targets_N), 1, device=batch.ids_T.device)
 
     def hear(self, batch: TorchBatch, temperature: float) -> Callable[[slice], Said]:
         half_N2 = torch.full((len(batch.targets_N), 2), 0.5, device=batch.ids_T.device).log()

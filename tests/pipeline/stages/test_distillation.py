@@ -89,7 +89,8 @@ def artifact(name: str) -> Artifact:
 def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any, capsys: Any) -> None:
     path = recipe(
         HEARD, HALF, student("kept", "teacher: heard"), student("online", "teacher: whole, loss: jsd, temperature: 2, hard: 0.1"),
-        student("same", "teacher: whole", steps=3), student("own", "teacher: whole, on_policy: 0.5, max_new_tokens: 8", steps=8),
+        student("same", "teacher: whole", steps=3),
+        student("own", "teacher: whole, on_policy: 0.5, max_new_tokens: 8, hidden: 0.5", steps=8),
         THIN, student("further", "teacher: heard", init="thin", steps=3),
         "  scores: {kind: evaluate, model: kept, likelihood: [{name: held-out, path: talk.jsonl, limit: 5}]}\n",
     )  # fmt: skip
@@ -128,6 +129,8 @@ def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any
         ([HEARD, student("x", "teacher: heard", init="whole", data="other.jsonl")], "on other documents", "run"),
         ([HEARD, student("x", "teacher: heard, targets: language_model", init="whole")], "on other documents", "run"),
         ([HEARD, student("x", "teacher: heard, on_policy: 0.5", init="whole")], "says nothing of answers that the student gives", "run"),
+        ([HEARD, student("x", "teacher: heard, hidden: 1", init="whole")], "has no hidden states", "run"),
+        ([THIN, student("x", "teacher: whole, hidden: 1", init="thin")], "have 16 numbers and the teacher's 32", "run"),
         ([HEARD, student("x", "teacher: heard, temperature: 2", init="whole")], "heard at temperature 1.0", "run"),
         (
             [student("x", "teacher: whole").replace("init: half", "tokenizer: tok2\n    model: {hidden_size: 16, layers: 1, heads: 2}")],

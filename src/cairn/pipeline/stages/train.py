@@ -237,7 +237,7 @@ class Train(Stage):
         if config.distillation is not None:
             from cairn.pipeline.teachers import teacher_of
 
-            trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.ranks.device)
+            trainer.objective.teacher = teacher_of(context, parts.folder, parts.encoded, trainer.model, trainer.ranks.device)
             if config.distillation.on_policy:
                 stream: Any = trainer.stream
                 stream.bind(trainer)

@@ -54,11 +54,16 @@ class Objective(Base):
         total, told_NF = summed(h_ND, head_of(model), loss_of)
         count = int(batch.predict_N.numel())
         sums = told_NF.sum(0).tolist() if count else [0.0, 0.0, 0.0]
-        names = ("nll", "divergence", "agreement")
-        return Loss(total, count, dict(zip(names, sums, strict=True)) | {"targets": float(count)}, told_NF[:, 0] if count else None)
+        figures = dict(zip(("nll", "divergence", "agreement"), sums, strict=True)) | {"targets": float(count)}
+        if config.hidden:
+            apart = distance(h_ND, teacher.states(batch)).sum()
+            total = total + config.hidden * apart
+            figures["hidden"] = float(apart.detach())
+        return Loss(total, count, figures, told_NF[:, 0] if count else None)
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
-        """Means over a step's targets: the data's -log p, the divergence in nats, and how often both hold the same id for the best."""
+        """Means over a step's targets: the data's -log p, the divergence in nats, how often both hold the same id for the best, and the
+        relative distance of hidden states where it counts."""
         return {name: value / sums["targets"] for name, value in sums.items() if name != "targets"}
 
     @contextmanager
@@ -66,6 +71,12 @@ class Objective(Base):
         self.teacher = Mute()
         yield
         self.teacher = None
+
+
+def distance(h_ND: Tensor, teacher_ND: Tensor) -> Tensor:
+    """|student - teacher|² / |teacher|² of each of N hidden states, in fp32: the same whatever the model's scale."""
+    wanted_ND = teacher_ND.float()
+    return (h_ND.float() - wanted_ND).square().sum(-1) / wanted_ND.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def divergence(logp_nO: Tensor, logq_nO: Tensor, kind: str, beta: float = 0.5) -> Tensor:
