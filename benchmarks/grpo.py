@@ -24,16 +24,16 @@ GAIN, SECONDS, FALL, START = ">= 25", "<= 600", "<= 2", "<= 60"
 STAGE: dict[str, Any] = {
     "kind": "grpo", "init": "chat",
     "metric": "number", "rollouts": {"prompts": 32, "answers": 8, "max_new_tokens": 40, "max_batch": 256},
-    "sequence_length": 256, "batch_sequences": 16, "precision": "bfloat16",
+    "sequence_length": 512, "batch_sequences": 8, "precision": "bfloat16",
     "optimizer": {"kind": "muon", "lr": 0.004, "adam_lr": 0.0005, "embedding_lr": 0.003},
     "schedule": {"kind": "linear", "warmup": 0.02, "final": 0.1},
 }  # fmt: skip
 PRACTICE = {
-    "functions": 1.0, "lists": 1.0, "json": 0.7, "facts": 0.7, "korean": 0.5, "japanese": 0.5, "identity": 0.3, "refusal": 0.4,
+    "functions": 1.5, "lists": 1.0, "json": 0.7, "facts": 0.7, "korean": 0.5, "japanese": 0.5, "identity": 0.3, "refusal": 0.4,
     "harmless": 0.6,
 }  # fmt: skip
 """How often a row of each other skill is drawn."""
-SEQUENCES = 4
+SEQUENCES = 3
 NOTHING: list[str] = []
 
 
@@ -46,7 +46,7 @@ class Options(Config):
     """Of the short tuning; the recipe's own has 3.6 million."""
     steps: int = Field(100, gt=0)
     """Updates of the stage grpo."""
-    practice: float = Field(0.3, ge=0)
+    practice: float = Field(0.5, ge=0)
     """Weight of the practice; 0: none."""
     budget: list[str] = NOTHING
     """Further overrides, as `cairn run --set` takes them."""
