@@ -246,8 +246,10 @@ def test_metrics_hold_no_clock(tmp_path, make_trainer):
 
 
 @pytest.mark.slow
-def test_compiled_runs_repeat_and_resume_to_the_same_bytes(tmp_path):
-    """Two processes, the second of which begins in the middle: what the compiler saw first must not matter."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_runs_repeat_and_resume_to_the_same_bytes(tmp_path, precision):
+    """Formulas by torch's compiler in fp32, and by our own kernels in bf16. Two processes, the second of which begins in the middle: what the compiler
+    saw first must not matter."""
     script = """
 import sys
 from pathlib import Path
@@ -255,8 +257,8 @@ import torch, torch._dynamo.utils as dynamo
 from tests.train.conftest import make_trainer
 folder, until = Path(sys.argv[1]), int(sys.argv[2])
 make = make_trainer.__wrapped__() if hasattr(make_trainer, "__wrapped__") else make_trainer._get_wrapped_function()()
-trainer = make(folder, family="qwen3", compile="on", precision="bfloat16", checkpoints={"every": 5, "keep": 1})
-assert trainer.compiled
+trainer = make(folder, family="qwen3", compile="on", precision=sys.argv[3], checkpoints={"every": 5, "keep": 1})
+assert trainer.native != trainer.compiled == (sys.argv[3] == "float32")
 before = dynamo.counters["stats"]["unique_graphs"]
 trainer.resume()
 trainer.run(until=until)
@@ -264,7 +266,7 @@ assert dynamo.counters["stats"]["unique_graphs"] == before, "a step was compiled
 """
     root = Path(__file__).parents[2]
     for folder, until in (("whole", 12), ("cut", 5), ("cut", 12)):
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / folder), str(until)], cwd=root, check=True, timeout=250)
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / folder), str(until), precision], cwd=root, check=True, timeout=250)
     assert (tmp_path / "whole" / "metrics.jsonl").read_bytes() == (tmp_path / "cut" / "metrics.jsonl").read_bytes()
 
 

@@ -231,8 +231,9 @@ class Training(Config):
     """How packed documents attend. auto: the fastest that this machine and the model's heads allow. varlen: FlashAttention; flex: flex
     attention (both CUDA only); buckets: plain torch, anywhere. A backend asked for by name that cannot serve is an error at start."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Hand the formulas between the matrix products to torch's compiler: a few seconds' start for a fifth to a third more speed. auto: for
-    runs of at least COMPILE_FLOPS on a machine that has what it needs (a C++ compiler); the record says whether it was."""
+    """What computes between the matrix products. auto and on: in bf16 on a CPU with AVX-512 and its bf16 products kernels of our own, which
+    a C++ compiler makes once in five seconds. Elsewhere torch's compiler: on always, auto for runs of at least COMPILE_FLOPS on a machine
+    that has what it needs, a few seconds' start for a fifth to a third more speed. off: plain torch."""
     ema: EmaConfig | None = None
     """An average of the weights, kept in fp32 and in checkpoints; None: none."""
     checkpoints: CheckpointConfig = CheckpointConfig()
