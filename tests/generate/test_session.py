@@ -211,6 +211,14 @@ def test_a_held_answer_is_a_call_whatever_the_model_says() -> None:
     assert final.reason == "stop"
 
 
+def test_tools_that_may_not_be_called_are_not_shown() -> None:
+    """A model that saw them began to speak of a call, and was cut off in front of it."""
+    given = session("Fine.")
+    shown = [given.request(ASK, tools=TOOLS, tool_choice=choice).ids for choice in (None, "auto", "required")]
+    assert len(set(map(tuple, shown))) == 1
+    assert given.request(ASK, tools=TOOLS, tool_choice="none").ids == given.request(ASK).ids != shown[0]
+
+
 def test_a_held_answer_fits_its_schema() -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
     _, final = reply(talk("Sure! Here it is:"), constraint=grammar.json_schema(schema), sampling=Sampling(max_new_tokens=40))

@@ -129,8 +129,8 @@ class Session:
         Args:
             messages: the dialogue so far; it ends with the turn to be answered.
             tools: what the model may call.
-            tool_choice: holds the answer to what can be parsed: "auto" (text, or valid calls of the tools), "none" (no call),
-                "required" (at least one call), or the name of the tool to call. None leaves it to the model.
+            tool_choice: holds the answer to what can be parsed: "auto" (text, or valid calls of the tools), "none" (no call, and the
+                tools are not shown), "required" (at least one call), or the name of the tool to call. None leaves it to the model.
             parallel_calls: whether a held answer may hold several calls.
             constraint: what the answer must look like instead.
             attributes: for formats that steer by attributes.
@@ -146,7 +146,8 @@ class Session:
         compiled = self._compiled(tools, tool_choice, parallel_calls, constraint)
         rendered = self.renderer.render(
             list(messages),
-            tools=list(tools) if tools else None,
+            # A model that sees tools it may not call begins to speak of them, and is cut off where the call would stand.
+            tools=list(tools) if tools and tool_choice != "none" else None,
             attributes=dict(attributes) if attributes else None,
             add_generation_prompt=True,
             most=self.engine.context if most is None else most,
