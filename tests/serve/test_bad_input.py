@@ -69,7 +69,10 @@ def alive(served: Served) -> None:
         (b"[" * 100_000, "levels deep"),
         (b'{"a":' * 70 + b"1" + b"}" * 70, "levels deep"),
         (b"[]", "must be a JSON object"),
-        (b'{"model": "tiny", "seed": ' + b"9" * 5000 + b"}", "not valid JSON: Exceeds the limit (4300 digits) for integer string conversion"),
+        (
+            b'{"model": "tiny", "seed": ' + b"9" * 5000 + b"}",
+            "not valid JSON: Exceeds the limit (4300 digits) for integer string conversion",
+        ),
     ],
 )
 def test_bodies_that_are_no_json(served: Served, body: bytes, words: str) -> None:

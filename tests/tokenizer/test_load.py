@@ -154,7 +154,9 @@ PARTS = [*"helo wrd 한", "\u00e9", "e\u0301", "\u1f82", "\u03b1\u0313\u0300\u03
 
 @given(text=st.lists(st.sampled_from(PARTS), max_size=40).map("".join))
 @pytest.mark.parametrize("how", [None, normalizers.NFC()])
-def test_so_many_characters_never_have_fewer_tokens(changed: Callable[..., Tokenizer], how: normalizers.Normalizer | None, text: str) -> None:
+def test_so_many_characters_never_have_fewer_tokens(
+    changed: Callable[..., Tokenizer], how: normalizers.Normalizer | None, text: str
+) -> None:
     tokenizer = changed(normalized(how)) if how else changed()
     for characters in (text, text * 50):
         assert tokenizer.least_tokens(len(characters)) <= len(tokenizer.encode(characters))
