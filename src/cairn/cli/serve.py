@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cairn.cli.sampling import Drafts, Dtype, FormatName, Weights, say
 from cairn.cli.show import StoreDir, err, open_store
 from cairn.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from cairn.generate.load import Loaded
+    from cairn.serve.config import Limits
 
 ENGINES = ("cairn", "vllm")
 CACHES = ("off", "exact", "near")
@@ -30,12 +34,7 @@ def command(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port to listen at; 0 takes a free one.")] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            "--api-key",
-            envvar="CAIRN_API_KEY",
-            help="Callers must show it; may be given often. Safer in CAIRN_API_KEY.",
-            show_default=False,
-        ),
+        typer.Option("--api-key", envvar="CAIRN_API_KEY", help="Callers must show it. Safer in CAIRN_API_KEY.", show_default=False),
     ] = None,
     rest: Annotated[
         list[str] | None, typer.Argument(metavar="[-- WORDS]", help="Words for vLLM itself, with --engine vllm.", show_default=False)
@@ -81,13 +80,7 @@ def command(
         cairn serve pebble/chat --host 0.0.0.0 --port 80 --api-key SECRET --set max_in_flight=64 --set request_seconds=120
         cairn serve pebble/chat --engine vllm -- --tensor-parallel-size 2
     """
-    from cairn.config import build, parse_yaml
-    from cairn.pipeline.resolve import model_folder
-    from cairn.serve.config import Limits
-
-    keys = list(api_key or ())
-    if any(not key.strip() or key != key.strip() for key in keys):
-        raise UserError("an API key is empty, or begins or ends with white space", where="--api-key", remedy="give a long random word")
+    keys = _checked(list(api_key or ()))
     if engine not in ENGINES:
         raise UserError(f"there is no engine '{engine}'", where="--engine", remedy=did_you_mean(engine, ENGINES))
     if engine == "vllm":
@@ -96,37 +89,61 @@ def command(
     if rest:
         raise UserError(f"'{rest[0]}' is one word too many", where="cairn serve", remedy="words behind -- are for --engine vllm")
     _check_cache(cache, cache_model)
-    words = [text.partition("=") for text in set_ or ()]
-    for key, equals, value in words:
-        if not equals or not value:
-            raise UserError(f"'{key}' is no limit", where="--set", remedy="write name=value, such as request_seconds=120")
-    limits = build(Limits, {key: parse_yaml(f"value: {value}", where="--set")["value"] for key, _, value in words}, where="--set")
-    folder = model_folder(ref, open_store(store))
+    limits = _limits(set_ or [])
+    folder = _folder(ref, store)
 
-    from cairn.generate.load import load, load_chat
     from cairn.serve.app import Server
     from cairn.serve.memory import Memory
     from cairn.serve.run import bind, local_names, serve
 
     listening = bind(host, port)
-    options: dict[str, Any] = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens, "deterministic": deterministic}
-    options |= {"weights": weights, "drafts": drafts, "say": say}
-    if format is None and not _chats(folder):
-        err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
-        loaded = load(folder, dtype=dtype, **options)
-    else:
-        loaded = load_chat(folder, format=format, dtype=dtype, **options)
-    local = _is_local(host, keys)
-    called = _called(name, ref)
+    loaded = _load(
+        folder, format, dtype=dtype, max_batch=max_batch, max_batch_tokens=max_batch_tokens, deterministic=deterministic, weights=weights,
+        drafts=drafts, say=say,
+    )  # fmt: skip
+    local, called = _is_local(host, keys), _called(name, ref)
     memory = None if cache == "off" else Memory(loaded, limits, near=cache == "near", embedder=cache_model)
     server = Server(called, loaded, limits, keys, local_names(host) if local and not keys else None, memory)
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listening.getsockname()[1]}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    serve(server, listening, lambda: print(f"serving {called} at {address}  (API: {address}/v1)", flush=True))
 
-    def ready() -> None:
-        print(f"serving {called} at {address}  (API: {address}/v1)", flush=True)
 
-    serve(server, listening, ready)
+def _checked(keys: list[str]) -> list[str]:
+    if any(not key.strip() or key != key.strip() for key in keys):
+        raise UserError("an API key is empty, or begins or ends with white space", where="--api-key", remedy="give a long random word")
+    return keys
+
+
+def _limits(words: list[str]) -> Limits:
+    """The server's limits, out of name=value.
+
+    Raises:
+        UserError: no such limit, or a value out of its range.
+    """
+    from cairn.config import build, parse_yaml
+    from cairn.serve.config import Limits
+
+    parts = [text.partition("=") for text in words]
+    for key, equals, value in parts:
+        if not equals or not value:
+            raise UserError(f"'{key}' is no limit", where="--set", remedy="write name=value, such as request_seconds=120")
+    return build(Limits, {key: parse_yaml(f"value: {value}", where="--set")["value"] for key, _, value in parts}, where="--set")
+
+
+def _folder(ref: str, store: Path | None) -> Path:
+    from cairn.pipeline.resolve import model_folder
+
+    return model_folder(ref, open_store(store))
+
+
+def _load(folder: Path, format: str | None, **options: Any) -> Loaded:
+    """The model; one without a chat format continues plain text."""
+    from cairn.generate.load import load, load_chat
+
+    if format is None and not _chats(folder):
+        err().print("this model has no chat format: /v1/completions will answer, /v1/chat/completions will not", markup=False)
+        return load(folder, **options)
+    return load_chat(folder, format=format, **options)
 
 
 def _check_cache(cache: str, model: Path | None) -> None:
@@ -156,7 +173,6 @@ def _vllm(ctx: typer.Context, ref: str, keys: list[str]) -> None:
     import os
     import sys
 
-    from cairn.pipeline.resolve import model_folder
     from cairn.serve.vllm import Asked, command, find
 
     given = {key: value for key, value in ctx.params.items() if _is_given(ctx, key)}
@@ -166,7 +182,7 @@ def _vllm(ctx: typer.Context, ref: str, keys: list[str]) -> None:
             raise UserError(f"{option} is for Cairn's own engine", where="--engine vllm", remedy=remedy)
     vllm = find(os.environ)
     asked = Asked(
-        model_folder(ref, open_store(ctx.params["store"])), _called(ctx.params["name"], ref), ctx.params["host"], ctx.params["port"], keys,
+        _folder(ref, ctx.params["store"]), _called(ctx.params["name"], ref), ctx.params["host"], ctx.params["port"], keys,
         dtype=given.get("dtype"), max_batch=given.get("max_batch"), deterministic=ctx.params["deterministic"],
         drafts=ctx.params["drafts"], rest=ctx.params["rest"] or [],
     )  # fmt: skip
