@@ -3,18 +3,22 @@
 llguidance says what may come next, not how to come to an end. A `Closer` walks beside the answer, byte by byte, and always
 holds one ending that the grammar accepts. While the ending stays valid nothing is searched; else a short one is looked for,
 greedily at first (quotes and brackets close), then best-first with few departures from that. All of it is counted in steps
-and never in seconds: the same answer has the same ending on every machine.
+and never in seconds: the same answer has the same ending on every machine. Only where an answer's searches take seconds (an
+ambiguous grammar, whose every step is slow) it is given up, with an error: it would hold up all other answers.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 
 from llguidance import LLMatcher, LLParserLimits
 
+from cairn.errors import UserError
 from cairn.generate.vocabulary import END, Symbols
 
 GREEDY_STEPS = 1500
@@ -26,6 +30,8 @@ PATIENCE = 4
 FEW = 48
 """Where more symbols are allowed it is inside of a text, and the greedy search looks at `_USUAL` ones alone."""
 _USUAL = frozenset(b'"}]019aAzZ-./:_@#, ')
+SECONDS = 3.0
+"""Processor time that the searches of one answer may take together. A usual answer's take milliseconds."""
 MAX_ENDING = 65_536
 """Longest ending, in bytes."""
 _CLOSERS = tuple(b'}]"')
@@ -49,6 +55,36 @@ def limits(eager: bool) -> LLParserLimits:
     )
 
 
+class Effort:
+    """The processor time that one answer's searches may still take.
+
+    Args:
+        seconds: how much.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self._left, self._begun = seconds, 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        self._left -= time.thread_time() - self._begun
+
+    def check(self) -> None:
+        """Called at every step of a search.
+
+        Raises:
+            UserError: it took too long.
+        """
+        if time.thread_time() - self._begun > self._left:
+            raise UserError(
+                "the constraint takes too long to follow: no way out of this answer was found in time",
+                where="constraint",
+                remedy="simplify it: an ambiguous grammar, which reads one text in many ways, is slow",
+            )
+
+
 class Closer:
     """One answer's ending.
 
@@ -56,18 +92,21 @@ class Closer:
         matcher: stands at the answer's beginning, over the vocabulary of bytes; this object takes it over.
         hints: texts that the grammar may ask for: they are tried as one step where anything may come.
         ending: an ending that is known already.
+        effort: what searches may take; shared by all that come of this object.
     """
 
-    def __init__(self, matcher: LLMatcher, hints: tuple[Symbols, ...] = (), ending: Symbols | None = None) -> None:
-        self._matcher, self._hints = matcher, hints
+    def __init__(
+        self, matcher: LLMatcher, hints: tuple[Symbols, ...] = (), ending: Symbols | None = None, effort: Effort | None = None
+    ) -> None:  # fmt: skip
+        self._matcher, self._hints, self._effort = matcher, hints, effort or Effort()
         self.route = ending or ()
         """A known ending of this place or of one before it; the same object until another one is found."""
         self.at = 0
         """Where in it this place stands."""
 
-    def fork(self) -> Closer:
-        """One more at the same place."""
-        other = Closer(self._matcher.deep_copy(), self._hints)
+    def fork(self, effort: Effort | None = None) -> Closer:
+        """One more at the same place; with an effort of its own where one is given."""
+        other = Closer(self._matcher.deep_copy(), self._hints, effort=effort or self._effort)
         other.route, other.at = self.route, self.at
         return other
 
@@ -78,17 +117,21 @@ class Closer:
 
     def begin(self) -> bool:
         """Find the first ending; false where none is found: the grammar has no finite text, or only very long ones."""
-        found = _search(self._matcher, self._hints)
+        found = self._search(self._matcher)
         if found is not None:
             self.route = found
         return found is not None
 
     def after(self, symbols: Symbols) -> Closer | None:
-        """This object once the symbols are taken, or None where they lead nowhere or no way out is found."""
+        """This object once the symbols are taken, or None where they lead nowhere or no way out is found.
+
+        Raises:
+            UserError: looking for one took too long.
+        """
         matcher = self._matcher.deep_copy()
         if matcher.try_consume_tokens(list(symbols)) != len(symbols) or matcher.is_error():
             return None
-        other = Closer(matcher, self._hints)
+        other = Closer(matcher, self._hints, effort=self._effort)
         at = self.at + len(symbols)
         if self.route[self.at : at] == symbols:
             other.route, other.at = self.route, at
@@ -98,33 +141,32 @@ class Closer:
             if start <= len(self.route) and _completes(matcher, self.route[start:]):
                 other.route, other.at = self.route, start
                 return other
-        found = _search(matcher, self._hints, self.route[max(0, self.at - 4) : self.at + 64], self.route[self.at + 64 :])
+        found = self._search(matcher, self.route[max(0, self.at - 4) : self.at + 64], self.route[self.at + 64 :])
         if found is None:
             return None
         other.route = found
         return other
+
+    def _search(self, matcher: LLMatcher, near: Symbols = (), far: Symbols = ()) -> Symbols | None:
+        """A short ending from a state, or None.
+
+        Args:
+            matcher: the state; it is left as it is.
+            near, far: an ending of another state of the same answer; the way back to any place of its near part is looked for too.
+        """
+        with self._effort:
+            begin = _Node(matcher, (), self._effort)
+            found = _greedy(begin.copy(), self._hints, near, far)
+            return _best_first(begin, self._hints, near, far) if found is None else found
 
 
 def _completes(matcher: LLMatcher, symbols: Symbols) -> bool:
     return bool(matcher.validate_tokens([*symbols, END]) == len(symbols) + 1)
 
 
-def _search(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols = (), far: Symbols = ()) -> Symbols | None:
-    """A short ending from a state, or None.
-
-    Args:
-        matcher: the state; it is left as it is.
-        hints: texts to try as one step.
-        near, far: an ending of another state of the same answer; the way back to any place of its near part is looked for too.
-    """
-    found = _greedy(matcher, hints, near, far)
-    return _best_first(matcher, hints, near, far) if found is None else found
-
-
-def _greedy(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
-    """Follow the first child of every state."""
+def _greedy(node: _Node, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
+    """Follow the first child of every state. Hints: texts to try as one step."""
     visits: Counter[_Signature] = Counter()
-    node = _Node(matcher.deep_copy(), ())
     for _ in range(GREEDY_STEPS):
         done = node.settle(near, far)
         if done is not None or len(node.path) > MAX_ENDING:
@@ -136,10 +178,10 @@ def _greedy(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, far: 
     return None
 
 
-def _best_first(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
+def _best_first(begin: _Node, hints: tuple[Symbols, ...], near: Symbols, far: Symbols) -> Symbols | None:
     """Short endings first, counting every departure from the first child as eight bytes."""
     order = count()
-    heap: list[tuple[int, int, int, _Node]] = [(0, next(order), 0, _Node(matcher.deep_copy(), ()))]
+    heap: list[tuple[int, int, int, _Node]] = [(0, next(order), 0, begin.copy())]
     for _ in range(SEARCH_STEPS):
         if not heap:
             return None
@@ -157,8 +199,12 @@ def _best_first(matcher: LLMatcher, hints: tuple[Symbols, ...], near: Symbols, f
 class _Node:
     """A state of the search: a matcher and the symbols that led to it."""
 
-    def __init__(self, matcher: LLMatcher, path: Symbols) -> None:
-        self.matcher, self.path = matcher, path
+    def __init__(self, matcher: LLMatcher, path: Symbols, effort: Effort) -> None:
+        self.matcher, self.path, self._effort = matcher, path, effort
+
+    def copy(self) -> _Node:
+        """One more of this state."""
+        return _Node(self.matcher.deep_copy(), self.path, self._effort)
 
     def settle(self, near: Symbols, far: Symbols) -> Symbols | None:
         """Take what is forced; the whole ending, where this state completes the answer or rejoins a known ending.
@@ -229,10 +275,12 @@ class _Node:
 
     def _child(self, step: Symbols) -> _Node | None:
         """The state that symbols lead to."""
-        matcher = self.matcher.deep_copy()
-        if matcher.try_consume_tokens(list(step)) != len(step) or matcher.is_error():
+        self._effort.check()
+        node = self.copy()
+        if node.matcher.try_consume_tokens(list(step)) != len(step) or node.matcher.is_error():
             return None
-        return _Node(matcher, self.path + step)
+        node.path += step
+        return node
 
 
 def _rank(symbol: int) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cairn.errors import UserError
-from cairn.generate.closing import Closer
+from cairn.generate import closing
+from cairn.generate.closing import Closer, Effort
 from cairn.generate.examine import CPU_SECONDS, Examiner, Refused, build
 from cairn.generate.grammar import Grammar
 from cairn.generate.json_shape import JsonShape
@@ -105,7 +106,8 @@ class Compiled:
         # A copy shares the lexer's states with its source, which every answer adds to; the parser's are its own.
         grammar = self.grammar
         shape = None if grammar.json_after is None else JsonShape(waiting=(grammar.json_after or grammar.head).encode())
-        return LlMatcher(self._vocabulary, self._matcher.deep_copy(), self._closer.fork(), self._plan, shape)
+        closer = self._closer.fork(Effort(closing.SECONDS))
+        return LlMatcher(self._vocabulary, self._matcher.deep_copy(), closer, self._plan, shape)
 
     def check(self, limit: int) -> None:
         """Refuse a budget that no known answer fits into.
