@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
+
+from cairn.generate.constrain import Constrainer
+from cairn.tokenizer.load import Tokenizer
+
+from .constrained import trained
 
 VOCAB = 96
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -78,3 +84,16 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return trained(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def constrainer(tokenizer: Tokenizer) -> Iterator[Constrainer]:
+    assert tokenizer.eos_id is not None
+    made = Constrainer(tokenizer, [tokenizer.eos_id])
+    yield made
+    made.close()

@@ -18,6 +18,18 @@ TEXTS = [
     "오늘 오슬로의 날씨는 맑습니다. 東京は今日も晴れです。",
 ] * 8
 
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer", "minimum": 0},
+        "height": {"type": "number"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "more": {},
+    },
+    "required": ["name", "age"],
+}
+
 
 def trained(folder: Path, size: int = 700) -> Tokenizer:
     """Byte-level BPE with k2's special tokens, as pebble has it, only smaller."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,20 +15,7 @@ from cairn.generate.request import Completion
 from cairn.generate.sampling import Sampling
 from cairn.tokenizer.load import Tokenizer
 
-from .constrained import TEXTS, trained
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return trained(tmp_path_factory.mktemp("tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def constrainer(tokenizer: Tokenizer) -> Iterator[Constrainer]:
-    assert tokenizer.eos_id is not None
-    made = Constrainer(tokenizer, [tokenizer.eos_id])
-    yield made
-    made.close()
+from .constrained import TEXTS
 
 
 def written(tokenizer: Tokenizer, made: object, seed: int, length: int = 12) -> list[int]:

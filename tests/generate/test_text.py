@@ -81,13 +81,12 @@ class Counted:
         return self.inner.decode(ids)
 
 
-@pytest.mark.parametrize("text", ["\ufffd", "\ufffda"])
-def test_a_long_run_of_signs_that_look_broken_costs_what_other_text_does(text: str) -> None:
+def test_a_long_run_of_signs_that_look_broken_costs_what_other_text_does() -> None:
     """A caller's expression can ask for thousands of U+FFFD: decoded anew with each id, they would hold up all other answers."""
     counted = Counted(byte_level())
     detokenizer = Detokenizer(counted)
-    ids = byte_level().encode(text * 1000)
-    assert "".join([*(detokenizer.feed(i) for i in ids), detokenizer.finish()]) == text * 1000
+    ids = byte_level().encode("\ufffd" * 1000)
+    assert "".join([*(detokenizer.feed(i) for i in ids), detokenizer.finish()]) == "\ufffd" * 1000
     assert counted.ids < 64 * len(ids)
 
 
