@@ -37,17 +37,20 @@ def scores_table(rows: Sequence[dict[str, Any]], title: str = "What the model ca
     return table
 
 
-def models_table(models: Sequence[str], rows: Sequence[dict[str, Any]], differences: dict[str, list[str]] | None = None) -> Any:
+def models_table(
+    models: Sequence[str], rows: Sequence[dict[str, Any]], differences: dict[str, list[str]] | None = None, title: str | None = None
+) -> Any:
     """Several models side by side.
 
     Args:
         models: their names.
         rows: `{"suite", "metric", "n", "values"}`, a value for each model.
         differences: for a row's suite, how each model after the first differs from it.
+        title: what stands above it.
     """
     from rich.table import Table
 
-    table = Table()
+    table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("suite", "metric"):
         table.add_column(name, no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)

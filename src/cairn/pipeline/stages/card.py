@@ -84,25 +84,36 @@ class Card(Stage):
         from rich.console import Group
         from rich.text import Text
 
-        from cairn.pipeline.results import dialogues, scores_table
+        from cairn.pipeline.results import dialogues, models_table, scores_table
 
         names, model = artifact.record.config["evaluations"], artifact.record.config["model"]
-        folders = [artifact.path(f"{EVALUATIONS}/{name}") for name in names]
-        lineage = json.loads(artifact.path(LINEAGE).read_text(encoding="utf-8"))
-        examined = {record["name"]: record["config"].get("model") for record in lineage}
-        parts: list[Any] = []
-        for name, folder in zip(names, folders, strict=True):
-            other = examined.get(name) not in (None, model)
-            title = f"What {examined[name]} could do before" if other else "What the model can do (held-out questions)"
-            parts.append(scores_table(_rows(folder), title))
+        folders = {name: artifact.path(f"{EVALUATIONS}/{name}") for name in names}
+        lineage = {record["name"]: record for record in json.loads(artifact.path(LINEAGE).read_text(encoding="utf-8"))}
+        examined = {name: lineage[name]["config"]["model"] if name in lineage else model for name in names}
+        own = [name for name in names if examined[name] == model]
+        parts: list[Any] = [scores_table(_rows(folders[name])) for name in own]
+        known = {(row["suite"], row["metric"], row["n"]): row for name in own for row in _rows(folders[name])}
+        for name in (name for name in names if name not in own):
+            pairs = [(known.get((row["suite"], row["metric"], row["n"])), row) for row in _rows(folders[name])]
+            pair, title = (model, examined[name]), examined[name]
+            if _leads_to(lineage, examined[name], model):
+                pairs, pair, title = [(other, mine) for mine, other in pairs], pair[::-1], model
+            told = [{**a, "values": [a, b]} for a, b in pairs if a and b and a["value"] != b["value"]]
+            if told:
+                parts.append(models_table(pair, told, title=f"Before and after {title}: what changed, of {len(pairs)} numbers"))
         where = Text.assemble("\nModel card  ", (str(_shown(artifact.path(CARD))), "bold"), no_wrap=True, overflow="ignore")
         step = Text.assemble("Talk to it  ", (f"cairn chat {artifact.record.recipe}/{model}", "bold"))
-        return Group(*parts, *dialogues(folders), where, step)
+        return Group(*parts, *dialogues(list(folders.values())), where, step)
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads((folder / "results.json").read_text(encoding="utf-8"))["rows"]
     return rows
+
+
+def _leads_to(lineage: Mapping[str, Any], first: str, last: str) -> bool:
+    """Whether the stage `last` was made from the stage `first`, directly or not."""
+    return last == first or any(_leads_to(lineage, first, name) for name in lineage.get(last, {"inputs": ()})["inputs"])
 
 
 def _shown(path: Path) -> Path:
