@@ -248,8 +248,8 @@ def test_metrics_hold_no_clock(tmp_path, make_trainer):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_compiled_runs_repeat_and_resume_to_the_same_bytes(tmp_path, precision):
-    """Formulas by torch's compiler in fp32, and by our own kernels in bf16. Two processes, the second of which begins in the middle: what the compiler
-    saw first must not matter."""
+    """Formulas by torch's compiler in fp32, and by our own kernels in bf16. Two processes, the second of which begins in the middle: what
+    was seen first must not matter."""
     script = """
 import sys
 from pathlib import Path

@@ -92,9 +92,10 @@ class _SummedCrossEntropy(torch.autograd.Function):
             for part in parts:
                 if own:
                     p = torch.mm(h_ND[part], weight_VD.t(), out=grads.place(whole, part))
-                    nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], None if counts_N is None else counts_N[part], z_loss)
+                    counts = None if counts_N is None else counts_N[part]
+                    nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], counts, z_loss)
                     terms = nll_N[part] + z_loss * lse.square() if z_loss else nll_N[part]
-                    total += (terms if counts_N is None else terms * counts_N[part]).sum()
+                    total += (terms if counts is None else terms * counts).sum()
                     grads.add(whole, part, p, None, head)
                     continue
                 z, slope = _chunk_logits(h_ND[part], head)

@@ -31,8 +31,8 @@ from cairn.model.fused import fuse, restore
 from cairn.model.head import head_agrees
 from cairn.model.load import dtype_of
 from cairn.model.mup import scales_of
-from cairn.model.nf4 import count_weights
 from cairn.model.native import train as native
+from cairn.model.nf4 import count_weights
 from cairn.model.packing import Verdict, answers_agree, probe, try_packing
 from cairn.model.recompute import keep_all, recompute
 from cairn.model.speed import keep_freed_memory

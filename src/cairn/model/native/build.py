@@ -75,7 +75,8 @@ def _compile(command: list[str], path: Path) -> None:
         made = Path(aside) / path.name
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.strip().splitlines() or [str(done.returncode)]
+            lines = done.stderr.strip().splitlines() or [str(done.returncode)]
+            said = [line for line in lines if "error" in line] or lines
             raise Unavailable(f"{command[0]} failed: {said[0].strip()}")
         # Two processes that compile at once write the same bytes; the later one wins.
         made.replace(path)

@@ -239,10 +239,10 @@ class _Apart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *rest = ctx.saved_tensors
-        made = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
-        _backward(q, k, v, *rest, *ctx.rules, grads[0], *made)
-        return *made, None, None, None, None, None
+        q, k, v, cosines, sines, starts, o, log_sum = ctx.saved_tensors
+        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+        _backward(q, k, v, cosines, sines, starts, o, log_sum, *ctx.rules, grads[0], dq, dk, dv)
+        return dq, dk, dv, None, None, None, None, None
 
 
 class _Joined(torch.autograd.Function):
@@ -258,17 +258,18 @@ class _Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, *rest = ctx.saved_tensors
+        qkv, cosines, sines, starts, o, log_sum = ctx.saved_tensors
         made = torch.empty_like(qkv)
-        _backward(*_heads(qkv, *ctx.shape), *rest, *ctx.rules, grads[0], *_heads(made, *ctx.shape))
+        _backward(*_heads(qkv, *ctx.shape), cosines, sines, starts, o, log_sum, *ctx.rules, grads[0], *_heads(made, *ctx.shape))
         return made, None, None, None, None, None, None, None
 
 
-def _heads(qkv_TC: Tensor, heads: int, groups: int) -> tuple[Tensor, ...]:
+def _heads(qkv_TC: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of the queries (T, H, D), keys and values (T, G, D) in rows that hold all three."""
     D = qkv_TC.shape[1] // (heads + 2 * groups)
     whole = qkv_TC.view(len(qkv_TC), -1, D)
-    return whole.split([heads, groups, groups], 1)
+    q, k, v = whole.split([heads, groups, groups], 1)
+    return q, k, v
 
 
 def _side_by_side(x_THD: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 Documents are sorted into buckets of similar length, each bucket is one batched causal attention, and padding stands only at the end
 of a document, where a causal query of a real token cannot see it. So no mask of T × T is ever built and nothing can leak.
-In bf16, where our own kernel can be used (`model/native`), it takes all documents as they lie. Otherwise documents up to SHORT tokens go through plain matrix products with a backward of our own (twice as fast as torch's CPU flash kernel
-in bf16 at these lengths: docs/experiments.md). Longer ones go through torch's scaled_dot_product_attention, or, where a window, a
-soft cap or sinks are asked for, through the same products over stretches of queries that are computed again in the backward, so that
-memory grows with the length and not with its square.
+In bf16, where our own kernel can be used (`model/native`), it takes all documents as they lie. Otherwise documents up to SHORT tokens
+go through plain matrix products with a backward of our own (twice as fast as torch's CPU flash kernel in bf16 at these lengths:
+docs/experiments.md). Longer ones go through torch's scaled_dot_product_attention, or, where a window, a soft cap or sinks are asked for,
+through the same products over stretches of queries that are computed again in the backward, so that memory grows with the length and
+not with its square.
 """
 
 from __future__ import annotations
