@@ -29,8 +29,8 @@ STAGE: dict[str, Any] = {
     "schedule": {"kind": "linear", "warmup": 0.02, "final": 0.1},
 }  # fmt: skip
 PRACTICE = {
-    "functions": 1.5, "lists": 1.0, "json": 0.7, "facts": 0.7, "korean": 0.5, "japanese": 0.5, "identity": 0.3, "refusal": 0.4,
-    "harmless": 0.6,
+    "functions": 1.5, "lists": 1.0, "json": 0.7, "facts": 0.7, "korean": 0.5, "japanese": 0.5, "identity": 0.3, "refusal": 0.8,
+    "harmless": 0.5,
 }  # fmt: skip
 """How often a row of each other skill is drawn."""
 SEQUENCES = 3
@@ -44,7 +44,7 @@ class Options(Config):
     """A new or empty folder for the store, kept afterwards; None: a temporary one."""
     tokens: int = Field(570_000, gt=0)
     """Of the short tuning; the recipe's own has 3.6 million."""
-    steps: int = Field(100, gt=0)
+    steps: int = Field(80, gt=0)
     """Updates of the stage grpo."""
     practice: float = Field(0.5, ge=0)
     """Weight of the practice; 0: none."""

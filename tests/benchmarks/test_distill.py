@@ -27,9 +27,15 @@ def test_the_gap_is_that_between_hard_labels_and_the_teacher(bench: ModuleType) 
         one |= {"facts": 2 * one["texts"], "lists": 0.0}
     rows = {row["measure"]: row for row in bench.loss_rows(losses)}
     assert rows["held-out loss on answers, nats a token: hard"]["ours"] == 2.0
-    assert rows["share of the gap in held-out loss on answers that distillation closes"]["must"] == ""
+    assert rows["share of the gap in held-out loss on answers that distillation closes: distilled"]["must"] == ""
     scores = {"teacher": {"facts": 1.0, "lists": 0.8}, "hard": {"facts": 0.5, "lists": 0.3}, "distilled": {"facts": 0.75, "lists": 0.55}}
     assert bench.score_rows(scores)[-1]["ours"] == 0.5
+    # The bound is about the student that has all that the teacher gives.
+    for one, more in zip(losses.values(), (1.0, 5.0, 2.0, 1.6), strict=True):
+        one["texts"] = more
+    losses["written"] = {"texts": 1.25, "facts": 2.5, "lists": 0.0}
+    shares = [row for row in bench.loss_rows(losses) if "share" in row["measure"] and "texts" in row["measure"]]
+    assert [(row["ours"], row["must"]) for row in shares] == [(0.4, ""), (0.75, ">= 0.5")]
 
 
 @pytest.mark.parametrize("dialogues", [0, 5])
@@ -49,7 +55,28 @@ def test_both_students_differ_in_the_objective_alone(bench: ModuleType, tmp_path
     assert apart == {"objective", "distillation"}
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump({"recipe": "students", "seed": 1, "stages": stages}))
-    assert set(load_recipe(str(path), []).stages) == {"half", "heard", "hard", "distilled"}
+    assert set(load_recipe(str(path), []).stages) == {"half", "heard", "hard", "distilled", "written"}
+    data = stages["written"]["data"]
+    assert data[:-1] == stages["distilled"]["data"]
+    assert data[-1]["weight"] == bench.Options().written * data[0]["weight"]
+    assert {key for key in stages["written"] if stages["written"][key] != stages["distilled"][key]} == {"data", "distillation"}
+    assert "written" not in bench.recipe(bench.Options(dialogues=dialogues, written=0), tmp_path, tmp_path, tmp_path)
+
+
+def test_the_teacher_goes_on_from_first_words(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one two", "red blue")))
+
+    def answer(words: list[str]) -> None:
+        rows = [json.loads(line) for line in (tmp_path / "begun.jsonl").read_text().splitlines()]
+        assert [row["text"] for row in rows] == ["one", "red", "one", "red"]
+        told = [{**row, "text": row["text"] + " more", "reason": "length" if n == 2 else "stop"} for n, row in enumerate(rows)]
+        (tmp_path / "answered.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+
+    monkeypatch.setattr(bench, "call_cairn", answer)
+    bench.write_texts(bench.Options(written=2), tmp_path, tmp_path)
+    written = [json.loads(line) for line in (tmp_path / "written.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in written] == ["one more", "red more", "red more"]
+    assert len({row["id"] for row in written}) == 3
 
 
 def test_held_out_texts_are_new(bench: ModuleType, tmp_path: Path) -> None:
