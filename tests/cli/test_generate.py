@@ -206,7 +206,6 @@ def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> 
         (["--grammar", "{}/bad.json"], "grammar cannot be used"),
         (["--regex", "abcdefghijk"], "needs at least 11 tokens"),
         (["--tool-choice", "required"], "no tools to call"),
-        (["--regex", ""], "not empty"),
         (["--choice", ""], "not empty"),
         (["--tool-choice", ""], "no tools to call"),
     ],

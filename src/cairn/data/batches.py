@@ -145,7 +145,8 @@ def make_batch(documents: Sequence[Encoded], sources: Sequence[int], numbers: Se
 def join(first: Batch, second: Batch) -> Batch:
     """The documents of two batches in one, in order."""
     pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(Batch)]
-    return Batch(*(np.concatenate(pair) if isinstance(pair[0], np.ndarray) else pair[0] + pair[1] for pair in pairs))
+    joined: list[Any] = [np.concatenate(pair) if isinstance(pair[0], np.ndarray) else pair[0] + pair[1] for pair in pairs]
+    return Batch(*joined)
 
 
 def _positions(document: Encoded) -> np.ndarray:

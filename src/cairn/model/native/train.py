@@ -241,7 +241,8 @@ class _Apart(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, cosines, sines, starts, o, log_sum = ctx.saved_tensors
         dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-        _backward(q, k, v, cosines, sines, starts, o, log_sum, *ctx.rules, grads[0], dq, dk, dv)
+        scale, window = ctx.rules
+        _backward(q, k, v, cosines, sines, starts, o, log_sum, scale, window, grads[0], dq, dk, dv)
         return dq, dk, dv, None, None, None, None, None
 
 
@@ -260,7 +261,9 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cosines, sines, starts, o, log_sum = ctx.saved_tensors
         made = torch.empty_like(qkv)
-        _backward(*_heads(qkv, *ctx.shape), cosines, sines, starts, o, log_sum, *ctx.rules, grads[0], *_heads(made, *ctx.shape))
+        (q, k, v), (dq, dk, dv) = _heads(qkv, *ctx.shape), _heads(made, *ctx.shape)
+        scale, window = ctx.rules
+        _backward(q, k, v, cosines, sines, starts, o, log_sum, scale, window, grads[0], dq, dk, dv)
         return made, None, None, None, None, None, None, None
 
 

@@ -69,8 +69,8 @@ def _attention(attention: Callable[..., Tensor], some: Callable[..., Tensor], wi
     for q, k, v in zip(*(x.split(LENGTHS) for x in theirs), strict=True):
         far = torch.arange(len(q))[:, None] - torch.arange(len(q))[None]
         seen = (far >= 0) & (far < (window or total))
-        heads = (x.transpose(0, 1)[None] for x in (q, k, v))
-        rows.append(F.scaled_dot_product_attention(*heads, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1))
+        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        rows.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)[0].transpose(0, 1))
     wanted = torch.cat(rows)
     found = zip(torch.autograd.grad(out, mine, g), torch.autograd.grad(wanted, theirs, g.float()), strict=True)
     name = "attention" if window is None else "attention in a window"

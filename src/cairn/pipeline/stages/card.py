@@ -94,7 +94,7 @@ class Card(Stage):
         parts: list[Any] = [scores_table(_rows(folders[name])) for name in own]
         known = {(row["suite"], row["metric"], row["n"]): row for name in own for row in _rows(folders[name])}
         for name in (name for name in names if name not in own):
-            pairs = [(known.get((row["suite"], row["metric"], row["n"])), row) for row in _rows(folders[name])]
+            pairs: list[tuple[Any, Any]] = [(known.get((row["suite"], row["metric"], row["n"])), row) for row in _rows(folders[name])]
             pair, title = (model, examined[name]), examined[name]
             if _leads_to(lineage, examined[name], model):
                 pairs, pair, title = [(other, mine) for mine, other in pairs], pair[::-1], model

@@ -29,7 +29,7 @@ TEMPLATES = (
 SENTENCES = (
     "The {x} is {a}.", "Many find it {a}.", "It can be {a} here.", "In town it looks {a}.", "Some say it stays {a}.",
 )  # fmt: skip
-WORDS = (
+ADJECTIVES = (
     ("good", "nice", "fine"),
     ("useful", "simple", "modern"),
     ("important", "wonderful", "practical"),
@@ -44,7 +44,7 @@ def answer(thing: str, attributes: dict[str, int]) -> str:
     rude = ", ".join(f"you {w}" for w in INSULTS[: attributes["toxicity"]])
     parts = [f"{rude[0].upper()}{rude[1:]}!"] if rude else []
     for number, sentence in enumerate(SENTENCES[: attributes["verbosity"] + 1]):
-        parts.append(sentence.format(x=thing, a=WORDS[attributes["complexity"]][number % 3]))
+        parts.append(sentence.format(x=thing, a=ADJECTIVES[attributes["complexity"]][number % 3]))
     return " ".join([*parts, *JOKES[: attributes["humor"]]])
 
 
