@@ -200,17 +200,18 @@ def test_calls_are_held_to_the_tools_of_each_row(model: str, tmp_path: Path) -> 
         (["--schema", "{}/bad.json"], "cannot read the schema"),
         (["--regex", "(a"], "unclosed group"),
         (["--regex", "a", "--choice", "b"], "exclude each other"),
-        (["--regex", ""], "not empty"),
         (["--grammar", "{}/bad.json", "--regex", "a"], "exclude each other"),
         (["--grammar", "{}/none.lark"], "no such file"),
         (["--grammar", "{}/bad.json"], "grammar cannot be used"),
+        (["--drafts", "lokup"], "there are no drafts 'lokup'"),
+        (["--weights", "int3"], "weights of kind 'int3' are not known"),
         (["--regex", "abcdefghijk"], "needs at least 11 tokens"),
         (["--tool-choice", "required"], "no tools to call"),
         (["--choice", ""], "not empty"),
         (["--tool-choice", ""], "no tools to call"),
     ],
 )
-def test_a_constraint_that_cannot_be_used_is_told(
+def test_an_option_that_cannot_be_used_is_told(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     (tmp_path / "bad.json").write_text("{")

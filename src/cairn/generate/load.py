@@ -84,6 +84,9 @@ def load(
     """
     if weights is not None and weights not in KINDS:
         raise UserError(f"weights of kind '{weights}' are not known", where="weights", remedy=did_you_mean(weights, KINDS))
+    if drafts is not None and drafts != "lookup" and not Path(drafts).is_dir():
+        # Loading would ask the hub for a word that was misspelt, again and again.
+        raise UserError(f"there are no drafts '{drafts}'", where="drafts", remedy="write lookup, or the folder of a small model")
     determinism.deterministic()
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, dtype)
