@@ -44,7 +44,7 @@ class Options(Config):
     """A new or empty folder for the store, kept afterwards; None: a temporary one."""
     tokens: int = Field(570_000, gt=0)
     """Of the short tuning; the recipe's own has 3.6 million."""
-    steps: int = Field(80, gt=0)
+    steps: int = Field(100, gt=0)
     """Updates of the stage grpo."""
     practice: float = Field(0.5, ge=0)
     """Weight of the practice; 0: none."""

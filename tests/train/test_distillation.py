@@ -118,7 +118,7 @@ def test_hidden_states_add_their_relative_distance(packed):
         h, wanted = (model.base_model(ids[None], use_cache=False).last_hidden_state[0, at] for model in alone)
         apart += float(((h - wanted).square().sum(-1) / wanted.square().sum(-1)).sum().detach())
     loss = both.loss(student, batch)
-    assert float(loss.total - plain.loss(student, batch).total) == pytest.approx(0.5 * apart, rel=1e-3)
+    assert float((loss.total - plain.loss(student, batch).total).detach()) == pytest.approx(0.5 * apart, rel=1e-3)
     assert both.figures(loss.metrics)["hidden"] == pytest.approx(apart / len(batch.targets_N), rel=1e-4)
     loss.total.backward()
     assert student.base_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
