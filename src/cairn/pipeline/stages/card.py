@@ -94,13 +94,14 @@ class Card(Stage):
         parts: list[Any] = [scores_table(_rows(folders[name])) for name in own]
         known = {(row["suite"], row["metric"], row["n"]): row for name in own for row in _rows(folders[name])}
         for name in (name for name in names if name not in own):
-            pairs: list[tuple[Any, Any]] = [(known.get((row["suite"], row["metric"], row["n"])), row) for row in _rows(folders[name])]
-            pair, title = (model, examined[name]), examined[name]
+            both = [(mine, row) for row in _rows(folders[name]) if (mine := known.get((row["suite"], row["metric"], row["n"])))]
+            told = [{**mine, "values": [mine, other]} for mine, other in both if mine["value"] != other["value"]]
+            pair = [model, examined[name]]
             if _leads_to(lineage, examined[name], model):
-                pairs, pair, title = [(other, mine) for mine, other in pairs], pair[::-1], model
-            told = [{**a, "values": [a, b]} for a, b in pairs if a and b and a["value"] != b["value"]]
+                pair.reverse()
+                told = [{**row, "values": row["values"][::-1]} for row in told]
             if told:
-                parts.append(models_table(pair, told, title=f"Before and after {title}: what changed, of {len(pairs)} numbers"))
+                parts.append(models_table(pair, told, title=f"Before and after {pair[1]}: what changed, of {len(both)} numbers"))
         where = Text.assemble("\nModel card  ", (str(_shown(artifact.path(CARD))), "bold"), no_wrap=True, overflow="ignore")
         step = Text.assemble("Talk to it  ", (f"cairn chat {artifact.record.recipe}/{model}", "bold"))
         return Group(*parts, *dialogues(list(folders.values())), where, step)
