@@ -32,8 +32,8 @@ def test_works_are_what_the_bounds_are_about(bench: ModuleType, tmp_path: Path) 
     assert 350 < max(sizes) <= 512
     for (text, want), answer in zip(works["copying"], one.answers("tiny", works), strict=True):
         assert len(answer) == want
-        starts = [i for i in range(len(text) - want) if sum(a == b for a, b in zip(text[i:], answer, strict=False)) > 0.8 * want]
-        assert len(starts) == 1, "it copies, from one place"
+        same = sum(a == b for a, b in zip(text, answer, strict=True))
+        assert 0.8 * want < same < want, "it copies, but not all"
 
 
 @pytest.mark.parametrize("given", [{"shapes": ["26M"]}, {"peers": ["vllm"]}])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cairn.chat.attributes import built_in, from_fraction, nearest, read_schema, turn_attributes, with_attributes
+from cairn.chat.attributes import Attributes, built_in, from_fraction, nearest, read_schema, turn_attributes, with_attributes
 from cairn.chat.format import Attribute
 from cairn.chat.parse import parse
 from cairn.chat.render import Renderer, render_text
+from cairn.config import Config
 from cairn.errors import UserError
 from cairn.tokenizer.train import byte_tokenizer
 
@@ -98,3 +100,14 @@ def test_a_turns_own_attributes_go_before_the_rows():
     row = {"messages": [{**TALK[0], "attributes": {"humor": 3}}, TALK[1], *TALK], "attributes": {"humor": 1, "quality": 2}}
     assert turn_attributes(row, 1) == {"humor": 3, "quality": 2}
     assert turn_attributes(row, 3) == {"humor": 1, "quality": 2}
+
+
+class _Recipe(Config):
+    attributes: Attributes
+
+
+def test_a_record_that_sorts_its_keys_keeps_the_order_of_attributes():
+    """What stands first in a prompt stands first in its replay."""
+    recipe = _Recipe.model_validate({"attributes": {name: one.model_dump() for name, one in reversed(OWN.items())}})
+    again = _Recipe.model_validate(json.loads(json.dumps(recipe.model_dump(mode="json"), sort_keys=True)))
+    assert list(again.attributes.items()) == list(recipe.attributes.items()) == list(reversed(OWN.items()))

@@ -70,7 +70,7 @@ def test_a_plan_counts_a_checkpoint_and_sees_that_the_disk_is_too_small(
     assert step.estimate.parameters == 30
     assert (step.estimate.disk_bytes or 0) >= 30 * 4 * 4, "weights, master weights and two moments"
     monkeypatch.setattr(Store, "free_bytes", lambda self: 32_000_000)
-    monkeypatch.setattr("cairn.pipeline.stages.train.saved_parameters", lambda folder: 10**9)
+    monkeypatch.setattr("cairn.pipeline.training_cost.saved_parameters", lambda folder: 10**9)
     with pytest.raises(UserError, match="too little room"):
         run_recipe(recipe, store)
     (checkpoint / "config.json").unlink()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from cairn.chat.format import Attribute, Format, compose, format_names, load_format
 from cairn.config import Config, Invalid, build, read_yaml
@@ -34,8 +34,18 @@ def _names(value: dict[str, Attribute]) -> dict[str, Attribute]:
     return value
 
 
-Attributes = Annotated[dict[str, Attribute], AfterValidator(_names)]
-"""A schema: {name: {default, minimum, maximum}}."""
+def _from_pairs(value: Any) -> Any:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value)
+    return dict(value) if pairs else value
+
+
+def _pairs(value: dict[str, Attribute]) -> list[list[Any]]:
+    return [[name, attribute.model_dump(mode="json")] for name, attribute in value.items()]
+
+
+# Records sort the keys of what they hold, and an order that is lost in one makes a replay write other prompts.
+Attributes = Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names), PlainSerializer(_pairs)]
+"""A schema: {name: {default, minimum, maximum}}, in the order in which they stand in a prompt; written out as pairs."""
 
 
 class _File(Config):
