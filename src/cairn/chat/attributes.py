@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator
 
 from cairn.chat.format import Attribute, Format, compose, format_names, load_format
 from cairn.config import Config, Invalid, build, read_yaml
@@ -39,13 +39,16 @@ def _from_pairs(value: Any) -> Any:
     return dict(value) if pairs else value
 
 
-def _pairs(value: dict[str, Attribute]) -> list[list[Any]]:
-    return [[name, attribute.model_dump(mode="json")] for name, attribute in value.items()]
+Attributes = Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names)]
+"""A schema: {name: {default, minimum, maximum}}, in the order in which they stand in a prompt. Pairs are read as well; see `in_order`."""
 
 
-# Records sort the keys of what they hold, and an order that is lost in one makes a replay write other prompts.
-Attributes = Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names), PlainSerializer(_pairs)]
-"""A schema: {name: {default, minimum, maximum}}, in the order in which they stand in a prompt; written out as pairs."""
+def in_order(self: Any, value: Mapping[str, Attribute] | None) -> list[list[Any]] | None:
+    """A schema as pairs, for the `field_serializer` of every configuration that has one (pydantic asks for the name `self`).
+
+    Records sort the keys of what they hold: an order that is lost in one makes a replay write other prompts.
+    """
+    return None if value is None else [[name, attribute.model_dump(mode="json")] for name, attribute in value.items()]
 
 
 class _File(Config):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from cairn.chat.attributes import Attributes, with_attributes
+from cairn.chat.attributes import Attributes, in_order, with_attributes
 from cairn.chat.format import Format, check_format, load_format
 from cairn.config import build, checked
 from cairn.data.shares import Shares
@@ -49,6 +49,8 @@ class TrainConfig(Training):
     reference: StageRef | None = None
     """A reference stage over the same rows, for the objective preference. None: the model that is trained from is its own reference, and
     is measured at the start; that is written to `reference.safetensors`."""
+
+    _in_order = field_serializer("attributes")(in_order)
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from cairn.chat.attributes import Attributes, built_in, nearest
+from cairn.chat.attributes import Attributes, built_in, in_order, nearest
 from cairn.chat.format import Attribute, check_format
 from cairn.config import checked
 from cairn.data.sources import Source
@@ -50,6 +50,8 @@ class LabelConfig(Training):
     """Rows to label, which may be those of `data`: labels that are there stay. Weights do not count."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """The share of labelled questions that agreement is measured on and nothing is learnt from."""
+
+    _in_order = field_serializer("attributes")(in_order)
 
     @model_validator(mode="after")
     def _fits(self) -> LabelConfig:

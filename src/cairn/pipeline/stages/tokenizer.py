@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
-from cairn.chat.attributes import Attributes, with_attributes
+from cairn.chat.attributes import Attributes, in_order, with_attributes
 from cairn.chat.format import Format, check_format, load_format
 from cairn.config import checked
 from cairn.data.rows import messages_of
@@ -30,6 +30,8 @@ class TokenizerStageConfig(TokenizerConfig):
     """Attributes in place of the format's own: {name: {default, minimum, maximum}}. Models that start from this tokenizer have them too."""
     data: list[Source] = Field(min_length=1)
     """The rows; weights do not count here, limits do."""
+
+    _in_order = field_serializer("attributes")(in_order)
 
     @model_validator(mode="after")
     def _attributes_have_a_place(self) -> TokenizerStageConfig:
