@@ -113,7 +113,7 @@ def predict(name: str, settings: dict[str, Any], rate: float) -> tuple[float, fl
     kind = settings.get("optimizer", {}).get("kind", "muon")
     run = Run(tokens=tokens, document=DOCUMENT, precision=settings["precision"], optimizer=kind, recomputed=again)
     operations = flops(model, tokens, document=DOCUMENT, recomputed=again)
-    return memory(model, run).peak, seconds(operations, rate, hidden=model.hidden)
+    return memory(model, run).peak, seconds(operations, rate, hidden=model.hidden, compute=settings["precision"])
 
 
 def saved() -> None:

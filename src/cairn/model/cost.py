@@ -16,12 +16,15 @@ SHORT = 512
 """Longest document whose attention probabilities are kept for the backward, in tokens (`model/packing`)."""
 LOGITS = 1 << 25
 """Logits whose gradient the head holds at once (`model/head.py`): 64 MB in bf16, whatever the vocabulary."""
-RUNTIME = {"cpu": 400e6, "cuda": 1.5e9}
+KERNELS = "cpu, bfloat16"
+"""Where our own kernels compute what lies between the products (`model/native`): they keep less, and free little between."""
+RUNTIME = {KERNELS: 250e6, "cpu": 400e6, "cuda": 1.5e9}
 """Bytes of a process, on the computing device, before there is a model: interpreter, torch, transformers, code; a CUDA context."""
 
-SPREAD = {"cpu": 1.95, "cuda": 1.1}
-"""Memory taken for each byte of activations: what is freed between two kept tensors is too small for the next large one. Fitted to
-the measured peaks of `cairn bench plan` on the CPU, where glibc's heap is; for a GPU's allocator a guess."""
+SPREAD = {KERNELS: 0.85, "cpu": 1.95, "cuda": 1.1}
+"""Memory taken for each byte of activations. In fp32 what is freed between two kept tensors is too small for the next large one; with our
+kernels the first blocks' activations are gone before the last gradients are there. Fitted to the measured peaks of `cairn bench plan` on
+the CPU, where glibc's heap is; for a GPU's allocator a guess."""
 
 SAVED = {
     #                    residual, query, key and value each, feed-forward, probability
@@ -157,7 +160,7 @@ def memory(model: Dimensions, run: Run) -> Memory:
         activations=_activations(model, run),
         logits=_logits(model, run),
         exchange=exchange,
-        runtime=RUNTIME[run.device],
+        runtime=RUNTIME[_place(run)],
     )
 
 
@@ -166,18 +169,22 @@ def _compute(run: Run) -> str:
     return "float32" if run.precision == "float32" else "bfloat16"
 
 
+def _place(run: Run) -> str:
+    return KERNELS if run.device == "cpu" and run.fused and _compute(run) == "bfloat16" else run.device
+
+
 def _activations(model: Dimensions, run: Run) -> float:
     residual, query, key, feed, probability = SAVED["fused" if run.fused else "plain", _compute(run)]
     query_width, key_width = model.heads * model.head_size, model.kv_heads * model.head_size
     token = residual * model.hidden + query * query_width + key * key_width + feed * model.intermediate
-    if run.document <= SHORT and run.device == "cpu":
+    if run.document <= SHORT and _place(run) == "cpu":
         token += probability * model.heads * run.document
     size = 4 if _compute(run) == "float32" else 2
     inputs = size * model.hidden * run.recomputed
     # A block that is computed again keeps its input. The first blocks are: when their turn comes in the backward, all others are freed.
     whole = max(1, model.layers - run.recomputed)
     ends = 3 * 4 * model.hidden
-    return SPREAD[run.device] * run.tokens * (token * whole + inputs + ends)
+    return SPREAD[_place(run)] * run.tokens * (token * whole + inputs + ends)
 
 
 def _logits(model: Dimensions, run: Run) -> float:
@@ -209,12 +216,13 @@ def flops(model: Dimensions, tokens: float, *, document: float, recomputed: int 
     return tokens * (once + recomputed * 2.0 * (model.block + width * document))
 
 
-def seconds(operations: float, rate: float, *, hidden: int) -> float:
-    """Time of so many floating-point operations of training on a machine whose bare matrix products reach `rate` GFLOP/s.
+def seconds(operations: float, rate: float, *, hidden: int, compute: str = "bfloat16") -> float:
+    """Time of so many floating-point operations of training on a machine whose bare matrix products reach `rate` GFLOP/s in that type.
 
-    Narrow models spend more of their time between the products: measured shares are 0.28 at a width of 256 and 0.42 at 576.
+    Narrow models spend more of their time between the products. Measured shares (`cairn bench plan`): in bf16 0.51 to 0.58 at a width of
+    256 and 0.61 at 384, in fp32, where products are slow, 0.65 to 0.70 at both.
     """
-    share = min(0.7, 0.28 * (hidden / 256) ** 0.5)
+    share = 0.68 if compute == "float32" else min(0.8, 0.57 * (hidden / 256) ** 0.25)
     return operations / (share * 1e9 * rate)
 
 

@@ -33,7 +33,7 @@ def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
             return Estimate(tokens=tokens)
         total, flops = known, 6.0 * known * tokens
         shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-    took = seconds(flops, gemm_rate(config.compute), hidden=shape.hidden_size if shape is not None else 1024)
+    took = seconds(flops, gemm_rate(config.compute), hidden=shape.hidden_size if shape is not None else 1024, compute=config.compute)
     models = 8 if config.ema is not None and config.ema.use == "both" else 4
     disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
     peak = _peak_memory(config, shape, total) if shape is not None else None
@@ -62,7 +62,7 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
     base = getattr(before, "parameters", None) or base
     flops = (4.0 * base + 6.0 * trained) * tokens
     disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
-    took = seconds(flops, gemm_rate(config.compute), hidden=getattr(shape, "hidden_size", 1024))
+    took = seconds(flops, gemm_rate(config.compute), hidden=getattr(shape, "hidden_size", 1024), compute=config.compute)
     return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=took)
 
 
