@@ -184,8 +184,8 @@ def test_an_answer_whose_way_out_takes_too_long_ends_alone(
 
 
 def _maskbench() -> list[Path]:
-    folder = os.environ.get("CAIRN_SHARED")
-    return sorted((Path(folder) / "data" / "maskbench").glob("*.json")) if folder else []
+    folder = Path(os.environ.get("CAIRN_SHARED") or Path(__file__).parents[2].parent / "shared" / "data")
+    return sorted((folder / "maskbench").glob("*.json"))
 
 
 def _try_all(files: list[Path], constrainer: Constrainer, tokenizer: Tokenizer, budgets: list[int]) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _try_all(files: list[Path], constrainer: Constrainer, tokenizer: Tokenizer, 
 def test_a_sample_of_maskbench(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
     files = _maskbench()[::12]
     if not files:
-        pytest.skip("CAIRN_SHARED is not set")
+        pytest.skip("no shared data (set CAIRN_SHARED)")
     compiled, refused = _try_all(files, constrainer, tokenizer, [0, 20])
     assert compiled + refused == len(files)
     assert compiled >= 10
@@ -221,5 +221,5 @@ def test_a_sample_of_maskbench(constrainer: Constrainer, tokenizer: Tokenizer) -
 def test_all_of_maskbench(constrainer: Constrainer, tokenizer: Tokenizer) -> None:
     files = _maskbench()
     if not files:
-        pytest.skip("CAIRN_SHARED is not set")
+        pytest.skip("no shared data (set CAIRN_SHARED)")
     assert _try_all(files, constrainer, tokenizer, [0, 3, 20, 100]) == (177, 167)
