@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from cairn.ledger.store import Store
 from cairn.pipeline import stage as stages
+
+# A busy machine is no fault of the code: no example of a property has a time to keep.
+hypothesis.settings.register_profile("cairn", deadline=None)
+hypothesis.settings.load_profile("cairn")
 
 DUMMIES = Path(__file__).parent / "pipeline" / "dummies.py"
 
