@@ -193,7 +193,7 @@ ATTRIBUTES = ("verbosity", "complexity", "humor", "toxicity")
 BESIDE = {
     "steady": {"pebble-manners/manners": 0.01, "pebble-stories/stories": 0.6, "pebble-short/functions": 0.97},
     "preferred": {"pebble-manners/manners": 0.9, "pebble-short/functions": 0.95},
-    "rewarded": {"pebble-stories/stories": 0.8, "pebble-short/functions": 0.99},
+    "rewarded": {"pebble-stories/stories": 0.9, "pebble-short/functions": 0.99},
 }
 
 
@@ -214,7 +214,7 @@ def test_demo_bounds_every_score_that_was_promised(demo: ModuleType) -> None:
 
 def test_demo_bounds_what_the_models_beside_the_released_one_gain_and_lose(demo: ModuleType) -> None:
     rows = demo.beside_rows(beside())
-    assert [r["ours"] for r in rows] == [89.0, 2.0, 20.0, -2.0]
+    assert [r["ours"] for r in rows] == [89.0, 2.0, 30.0, -2.0]
     assert missed(rows) == []
     fallen = demo.beside_rows(beside(preferred={"pebble-short/functions": 0.9}, rewarded={"pebble-stories/stories": 0.6}))
     assert [r["measure"].partition(" (")[0] for r in missed(fallen)] == [
