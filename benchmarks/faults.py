@@ -31,6 +31,9 @@ BUDGET = [
     "chat.tokens=131072", "chat.checkpoints.every=10", "chat.checkpoints.resume_seconds=1",
     "ghost.dialogues=60", "ghost.unfinished=keep", "ghost.sampling.max_new_tokens=16",
     "steady.tokens=32768", "steady.checkpoints.every=6", "steady.checkpoints.resume_seconds=1",
+    "preferred.steps=6", "preferred.batch_sequences=2",
+    # Fewer rounds than those after which a training without any reward is given up: a model this small earns none.
+    "rewarded.steps=3", "rewarded.rollouts.prompts=4", "rewarded.rollouts.answers=4", "rewarded.rollouts.max_new_tokens=8",
 ]  # fmt: skip
 """Less of everything, and resume points often enough that kills meet them being written."""
 

@@ -410,11 +410,14 @@ def test_mup_judges_rates_and_slopes() -> None:
 
 
 SMALL = [
-    "corpus.scale=0.01", "base.tokens=24576", "base.checkpoints.every=2", "chat.tokens=40960", "chat.checkpoints.every=3",
+    "corpus.scale=0.01", "base.tokens=24576", "base.checkpoints.every=2", "chat.tokens=163840", "chat.checkpoints.every=3",
     "base.model={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64, context: 1024}",
-    "ghost.dialogues=12", "ghost.turns=[2, 2]", "ghost.unfinished=keep", "ghost.sampling.max_new_tokens=6",
-    "steady.tokens=12288", "steady.checkpoints.every=2",
+    "ghost.dialogues=40", "ghost.turns=[2, 2]", "ghost.unfinished=keep", "ghost.sampling.max_new_tokens=12",
+    "steady.tokens=12288", "steady.checkpoints.every=2", "preferred.steps=2", "preferred.batch_sequences=2",
+    "rewarded.steps=2", "rewarded.rollouts.prompts=2", "rewarded.rollouts.answers=2", "rewarded.rollouts.max_new_tokens=6",
     "eval.suites=[{name: quick, data: [test/facts.jsonl], group_by: skill, max_new_tokens: 4}]",
+    "eval-preferred.suites=[{name: quick, data: [test/facts.jsonl], group_by: skill, max_new_tokens: 4}]",
+    "eval-rewarded.suites=[{name: quick, data: [test/facts.jsonl], group_by: skill, max_new_tokens: 4}]",
     "eval-chat.suites=[{name: quick, data: [test/facts.jsonl], group_by: skill, max_new_tokens: 4}]",
 ]  # fmt: skip
 
@@ -427,5 +430,5 @@ def test_faults_on_a_very_small_recipe(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(done.stdout)["rows"]
     assert rows[0]["ours"] == 2
-    assert [r["ours"] for r in rows[1:3]] == [9, 9]
+    assert [r["ours"] for r in rows[1:3]] == [13, 13]
     assert sorted(p.name for p in (tmp_path / "stores").iterdir() if p.is_dir()) == ["kill-1", "kill-2", "undisturbed"]
