@@ -31,3 +31,13 @@ def test_threads_fall_back_to_the_cores(monkeypatch: pytest.MonkeyPatch) -> None
 def test_no_library_is_imported_for_it() -> None:
     code = "import sys; from cairn.ledger.environment import environment; environment(); print({'torch', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_the_compiler_is_named_by_its_version(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho 'g++ 99.1 (mine)'\necho more\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert environment()["compiler"] == "g++ 99.1 (mine)"
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert environment()["compiler"] is None

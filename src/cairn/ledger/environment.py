@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import shutil
+import subprocess
 import sys
 from importlib import metadata
 from typing import Any
@@ -33,6 +35,7 @@ def environment() -> dict[str, Any]:
         "platform": f"{sys.platform}-{platform.machine()}",
         "cpu": _cpu()[0],
         "instructions": list(_cpu()[1]),
+        "compiler": compiler(),
         "threads": threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
         "variables": _variables(),
@@ -54,6 +57,25 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def compiler() -> str | None:
+    """The first line of the C++ compiler's version, or None: our kernels are compiled where they run, and without one torch computes
+    other last bits."""
+    path = compiler_path()
+    return _first_line(path) if path is not None else None
+
+
+@functools.cache
+def _first_line(program: str) -> str | None:
+    """Of what a program says of its version."""
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+    return next(iter(done.stdout.splitlines()), None)
+
+
+def compiler_path() -> str | None:
+    """Where the C++ compiler is; None: there is none."""
+    return next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
 
 
 def threads() -> int:

@@ -77,10 +77,13 @@ def replay(artifact: Artifact, store: Store, *, interval: tuple[int, int] | None
             with store.guard():
                 if interval is not None:
                     verdict.differs = stage.replay_interval(context, *interval)
-                    return verdict
-                metrics = stage.run(context)
+                else:
+                    metrics = stage.run(context)
         finally:
             context.progress.close()
+        verdict.notes += _found_out(record.environment, context.environment)
+        if interval is not None:
+            return verdict
         again, _ = hash_outputs(draft)
         verdict.files = len(record.outputs)
         for path in sorted({*record.outputs, *again}):
@@ -160,16 +163,25 @@ def _same_file(config: Any, place: str, absolute: str, digest: str, store: Store
 
 
 def _notes(artifact: Artifact, stage: Stage) -> list[str]:
-    notes = []
-    now = {**artifact.record.environment, **environment()}
-    difference = first_difference(artifact.record.environment, now)
-    if difference:
-        notes.append(
-            f"the environment differs: {difference['path']} was {difference['left']!r} and is {difference['right']!r}; "
-            "equal bytes are promised for the same environment only"
-        )
+    """What is known before the replay to be other than in the record."""
+    notes = _other_environment(artifact.record.environment, environment())
     if stage_code(stage) != artifact.record.code:
         notes.append("the code has changed since the record: this replay runs today's code")
     return notes
+
+
+def _found_out(recorded: dict[str, Any], added: dict[str, Any]) -> list[str]:
+    """What the replayed stage found out about its own environment, where the record says something else."""
+    return _other_environment({name: value for name, value in recorded.items() if name in added}, added)
+
+
+def _other_environment(recorded: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    difference = first_difference(recorded, {**recorded, **now})
+    if difference is None:
+        return []
+    return [
+        f"the environment differs: {difference['path']} was {difference['left']!r} and is {difference['right']!r}; "
+        "equal bytes are promised for the same environment only"
+    ]
 
 

@@ -126,6 +126,11 @@ class Trainer:
         self.writer = checkpoint.Writer(folder / "metrics.jsonl")
         self.watch: Watch | None = None
 
+    @property
+    def formulas(self) -> str:
+        """What computes a block besides its matrix products: `native` (our own kernels), `compiled` or `plain` torch."""
+        return "native" if self.native else "compiled" if self.compiled else "plain"
+
     def _adviser(self) -> Adviser | None:
         return Adviser(self.objective.rules) if self.objective.rules else None
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from cairn.cli.main import main
 from cairn.ledger.store import Artifact, Store
+from cairn.model.native import train as native
 
 RECIPE = """\
 recipe: tiny
@@ -61,3 +62,19 @@ def test_all_options_at_once_run_repeat_and_replay(tmp_path, monkeypatch: pytest
     assert main(["verify", "tiny/base", "--replay", "--interval", "3:6"]) == 2, "the last step keeps no checkpoint"
     assert main(["verify", "tiny/base", "--replay", "--interval", "0:3"]) == 0
     assert main(["verify", "tiny/base", "--replay"]) == 0
+
+
+def test_a_replay_tells_that_other_kernels_computed(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    if native.missing():
+        pytest.skip(native.missing())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"Text {i} of some that are read."}) + "\n" for i in range(20)))
+    assert main(["run", "tiny.yaml", "--store", "store", "--json"]) == 0
+    key = json.loads(capsys.readouterr().out)["stages"][-1]["key"]
+    assert Artifact(Store(tmp_path / "store").artifacts / key).record.environment["formulas"] == "native"
+    monkeypatch.setitem(native._state, "trial", "the compiler is gone")
+    for interval in ([], ["--interval", "0:3"]):
+        main(["verify", key, "--replay", "--store", "store", *interval])
+        told = capsys.readouterr()
+        assert "formulas was 'native' and is 'plain'" in told.out + told.err

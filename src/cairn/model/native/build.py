@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cairn.ledger.digest import json_digest
-from cairn.ledger.environment import environment
+from cairn.ledger.environment import compiler_path, environment
 
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread")
 
@@ -38,7 +37,7 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
     """
     if sys.platform not in ("linux", "darwin"):
         raise Unavailable(f"compiled kernels are for Linux and macOS, not {sys.platform}")
-    compiler = next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
+    compiler = compiler_path()
     if compiler is None:
         raise Unavailable("no C++ compiler (g++ or clang++) is installed")
     every = [*_FLAGS, "-mcpu=native" if _is_arm() else "-march=native", *flags]

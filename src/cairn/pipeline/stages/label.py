@@ -208,6 +208,7 @@ class Label(Stage):
         stream = PackedStream(documents, weights, seed, config.sequence_length, config.batch_sequences * config.accumulate)
         origins = Origins([source.name for source, _ in used], [side.rows for _, side in used])
         trainer = Trainer(model, stream, config, context.draft, context.progress, alone(), seed=seed, origins=origins)
+        context.environment["formulas"] = trainer.formulas
         assert isinstance(trainer.objective, Objective)
         trainer.objective.give([side.values for _, side in used], [a.maximum - a.minimum for a in config.asked.values()])
         context.store.test_save(trainer.needed_bytes())

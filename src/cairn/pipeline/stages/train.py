@@ -212,7 +212,9 @@ class Train(Stage):
             deterministic(ranks.threads)
         seed = seeds.seed(context.seed, "train")
         stream = self._stream(context, parts, ranks, seed)
-        return Trainer(parts.model, stream, config, context.draft, context.progress, ranks, seed=seed, origins=parts.origins)
+        trainer = Trainer(parts.model, stream, config, context.draft, context.progress, ranks, seed=seed, origins=parts.origins)
+        context.environment["formulas"] = trainer.formulas
+        return trainer
 
     def _stream(self, context: Context, parts: Parts, ranks: Ranks, seed: int) -> Any:
         """The batches, one a step."""
