@@ -24,13 +24,13 @@ from cairn.train.loop import Trainer
 class Recorder:
     """Stands where the optimiser stands, and keeps what it would have moved the weights by."""
 
-    def __init__(self, masters: Any) -> None:
-        self.masters = masters
+    def __init__(self) -> None:
         self.gradients: dict[str, torch.Tensor] = {}
 
-    def step(self, factor: float, step: int) -> None:
+    def step(self, factor: float, step: int, gradients: dict[str, torch.Tensor], shrink: float) -> set[str]:
         del factor, step
-        self.gradients = {name: p.grad.detach().clone() for name, p in self.masters.named.items()}
+        self.gradients = {name: shrink * g.detach() for name, g in gradients.items()}
+        return set()
 
     def state(self) -> dict[str, torch.Tensor]:
         return {}
@@ -55,7 +55,7 @@ def packed(folder: str, documents: list[Encoded], training: Training, scratch: P
     """The same of one step of the loop."""
     scratch.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(load_model(folder, "float32", eval_mode=False), OneBatch(documents), training, scratch, Silent())
-    recorder: Any = Recorder(trainer.masters)
+    recorder: Any = Recorder()
     trainer.optimizer = recorder
     return trainer.one_step()["loss"], recorder.gradients, trainer.packed
 

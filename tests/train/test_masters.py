@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cairn.train.masters import Masters, clip_gradients
+from cairn.train.masters import Masters, clipping
 
 
 def test_masters_keep_what_bf16_would_round_away():
@@ -27,7 +27,27 @@ def test_gradients_of_micro_batches_add_up_in_fp32():
         layer.weight.grad = torch.full((1, 1), value, dtype=torch.bfloat16)
         masters.collect()
         assert layer.weight.grad is None
-    assert masters.named["weight"].grad.item() == 1.0 + 2.0**-10
+    assert masters.gradients["weight"].item() == 1.0 + 2.0**-10
+    masters.clear()
+    assert not masters.gradients
+
+
+def test_the_gradient_of_one_backward_is_not_copied():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    masters = Masters(layer, torch.bfloat16)
+    given = layer.weight.grad = torch.ones(1, 1, dtype=torch.bfloat16)
+    masters.collect()
+    assert masters.gradients["weight"] is given
+
+
+def test_what_was_published_already_is_left_alone():
+    layer = torch.nn.Linear(1, 1)
+    masters = Masters(layer, torch.bfloat16)
+    for tensor in masters.named.values():
+        tensor.fill_(7.0)
+    masters.publish({"bias"})
+    assert layer.weight.item() == 7.0
+    assert layer.bias.item() != 7.0
 
 
 def test_pure_bf16_moves_the_weights_that_compute():
@@ -50,15 +70,13 @@ def test_frozen_weights_are_no_masters_and_quantised_ones_keep_their_numbers():
 
 
 def test_clipping():
-    named = {"a": torch.zeros(2, requires_grad=True), "b": torch.zeros(1, requires_grad=True)}
-    named["a"].grad, named["b"].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
-    assert clip_gradients(named, 0.0) == pytest.approx(5.0)
-    assert named["b"].grad.item() == 4.0
-    clip_gradients(named, 1.0)
-    assert clip_gradients(named, 0.0) == pytest.approx(1.0, rel=1e-4)
+    gradients = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+    assert clipping(gradients, 0.0) == (pytest.approx(5.0), 1.0)
+    assert clipping(gradients, 5.0) == (pytest.approx(5.0), 1.0)
+    assert clipping(gradients, 1.0) == (pytest.approx(5.0), pytest.approx(0.2, rel=1e-4))
+    assert clipping(gradients, 1.0, lambda square: 4 * square) == (pytest.approx(10.0), pytest.approx(0.1, rel=1e-4))
+    assert clipping({}, 1.0) == (0.0, 1.0)
 
 
 def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16():
-    named = {"a": torch.zeros(1000, dtype=torch.bfloat16, requires_grad=True)}
-    named["a"].grad = torch.ones(1000, dtype=torch.bfloat16)
-    assert clip_gradients(named, 0.0) == pytest.approx(1000**0.5, rel=1e-6)
+    assert clipping({"a": torch.ones(1000, dtype=torch.bfloat16)}, 0.0)[0] == pytest.approx(1000**0.5, rel=1e-6)

@@ -24,7 +24,7 @@ def test_adamw_is_torch_adamw_and_norms_do_not_decay():
         for a, b in ((w, v), (n, m)):
             a.grad = torch.full_like(a, 0.1 * (step + 1))
             b.grad = a.grad.clone()
-        ours.step(0.5, step)
+        ours.step(0.5, step, {"w": w.grad, "n": n.grad})
         theirs.step()
     torch.testing.assert_close(w, v)
     torch.testing.assert_close(n, m)
@@ -34,9 +34,7 @@ def test_the_embedding_may_have_a_rate_of_its_own():
     named = {name: torch.ones(4, 4, requires_grad=True) for name in ("matrix", "inputs", "head")}
     config = OptimizerConfig(lr=0.5, adam_lr=0.1, embedding_lr=0.3, betas=(0.0, 0.0))
     optimizer = Optimizer(config, named, "inputs", "head")
-    for p in named.values():
-        p.grad = torch.ones_like(p)
-    optimizer.step(0.5, 0)
+    optimizer.step(0.5, 0, {name: torch.ones_like(p) for name, p in named.items()})
     moved = {name: float((1 - p.detach()).mean()) for name, p in named.items()}
     assert moved["inputs"] == pytest.approx(0.15, rel=1e-3)  # AdamW's first step is the rate itself
     assert moved["head"] == pytest.approx(0.05, rel=1e-3)
@@ -51,9 +49,7 @@ def test_scaled_rates_keep_rate_times_decay():
         named = {name: torch.ones(4, 4, requires_grad=True) for name in ("one", "quarter")}
         config = OptimizerConfig(kind=kind, lr=0.1, weight_decay=0.5)
         optimizer = Optimizer(config, named, None, None, scales={"quarter": Scale(adam=0.25, muon=0.5)})
-        for p in named.values():
-            p.grad = torch.eye(4)
-        optimizer.step(1.0, 0)
+        optimizer.step(1.0, 0, {name: torch.eye(4) for name in named})
         still = [float(p.detach()[0, 1]) for p in named.values()]
         moved = [float(p.detach()[0, 1] - p.detach()[0, 0]) for p in named.values()]
         assert still == pytest.approx([0.95, 0.95], abs=5e-3), kind
@@ -110,10 +106,9 @@ def make(kind="muon", state="float32", dtype=torch.float32, seed=0):
 
 def push(named, optimizer, number, without=()):
     """One step with gradients that are a function of its number."""
-    for i, (name, p) in enumerate(named.items()):
-        g = torch.randn(p.shape, generator=torch.Generator().manual_seed(number * 10 + i)).to(p.dtype)
-        p.grad = None if name in without else g
-    optimizer.step(1.0, number)
+    draws = [torch.Generator().manual_seed(number * 10 + i) for i in range(len(named))]
+    drawn = {name: torch.randn(p.shape, generator=draw).to(p.dtype) for (name, p), draw in zip(named.items(), draws, strict=True)}
+    optimizer.step(1.0, number, {name: g for name, g in drawn.items() if name not in without})
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -154,9 +149,7 @@ def test_planned_bytes_are_those_of_the_state(kind, state):
 def test_roundings_depend_on_seed_and_step(kind):
     def moved(seed, number):
         named, optimizer = make(kind, dtype=torch.bfloat16, seed=seed)
-        for p in named.values():
-            p.grad = torch.ones_like(p)
-        optimizer.step(0.05, number)
+        optimizer.step(0.05, number, {name: torch.ones_like(p) for name, p in named.items()})
         return named["a"].detach()
 
     assert torch.equal(moved(1, 1), moved(1, 1))

@@ -162,7 +162,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, make_trainer):
 
     def collect():
         real()
-        trainer.masters.named["model.norm.weight"].grad[0] = float("inf")
+        trainer.masters.gradients["model.norm.weight"][0] = float("inf")
 
     trainer.masters.collect = collect
     before = {n: t.detach().clone() for n, t in trainer.masters.named.items()}

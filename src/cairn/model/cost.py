@@ -136,7 +136,7 @@ def memory(model: Dimensions, run: Run) -> Memory:
     """The memory of a rank at its peak.
 
     With N weights: fp32 computes with the masters (4N); bf16 adds its copy (2N). Gradients are fp32 (4N), in bf16 with those of the
-    copy beside them (2N); pure bf16 has 2N of each. AdamW keeps 8 bytes a weight, Muon 4 for the matrices of the blocks.
+    copy beside them (2N), which are all there is where a step is one pass and AdamW takes them as they are; pure bf16 has 2N of each. AdamW keeps 8 bytes a weight, Muon 4 for the matrices of the blocks.
     """
     low, pure = run.precision != "float32", run.precision == "bfloat16-pure"
     share = run.ranks if run.sharding == "full" else 1
@@ -146,6 +146,7 @@ def memory(model: Dimensions, run: Run) -> Memory:
     moments = 2.0 * n if run.optimizer == "adamw" else 2.0 * (n - matrices) + matrices
     state = moments * (1.05 if run.coded else 4.0) + (4.0 * n if run.average else 0.0)
     each = 2.0 if pure else 4.0 if not low or sharded else 6.0
+    single = low and run.passes == run.ranks == 1 and run.optimizer == "adamw" and _place(run) == KERNELS
     if sharded:
         # Two blocks (one computes, the next arrives) and the root, in the computing type, with the gradients of both.
         size = 2 if low else 4
@@ -155,7 +156,7 @@ def memory(model: Dimensions, run: Run) -> Memory:
         exchange = 8.0 * n if run.ranks > 1 and run.device == "cpu" else 4.0 * n if run.ranks > 1 else 0.0
     return Memory(
         weights=each * n / share,
-        gradients=each * n / share,
+        gradients=(2.0 if single else each) * n / share,
         optimizer=state / share,
         activations=_activations(model, run),
         logits=_logits(model, run),

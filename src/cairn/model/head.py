@@ -209,7 +209,9 @@ class _Gradients:
         self.h, self.weight = h_ND, weight_VD
         self.dh = torch.empty_like(h_ND)
         # fp32 sums: adding chunks in bf16 would round each of them away.
-        self.dw = torch.zeros(weight_VD.shape, dtype=torch.float32, device=h_ND.device) if weight_VD.requires_grad else None
+        # The first chunk writes them all; without one they are zero.
+        make = torch.empty if len(h_ND) else torch.zeros
+        self.dw = make(weight_VD.shape, dtype=torch.float32, device=h_ND.device) if weight_VD.requires_grad else None
         self.db = torch.zeros(weight_VD.shape[0], dtype=torch.float32, device=h_ND.device) if bias_V is not None else None
         self.held: Tensor | None = None
         """The logits' gradients of a whole chunk, in the hidden states' type: adding to the weight's costs a pass over all of it."""
@@ -242,7 +244,11 @@ class _Gradients:
         held, h = self.held[: whole.stop - whole.start], self.h[whole]
         # Rows by the thousand: a product of the whole weight's size would be fetched from the system, and cleared, for each chunk.
         for rows in (slice(at, at + ROWS) for at in range(0, len(self.dw), ROWS)):
-            add_to(self.dw[rows], held[:, rows].t() @ h)
+            part = held[:, rows].t() @ h
+            if whole.start == 0:
+                self.dw[rows] = part
+            else:
+                add_to(self.dw[rows], part)
 
 
 def _chunks(positions: int, vocabulary: int, fewest: int = FEWEST) -> Iterator[tuple[slice, list[slice]]]:

@@ -1,14 +1,19 @@
-"""AdamW for what torch's own does not take: 8-bit states, and bf16 weights that round by chance. Knows weights and gradients alone."""
+"""AdamW for what torch's own does not take: 8-bit states, bf16 weights that round by chance, and weights that have a rounded copy.
+
+Knows weights and gradients alone.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cairn.train import blocks
+from cairn.train.native import adamw as native
 from cairn.train.rounding import Draws, round_to_bf16
 
 
@@ -53,3 +58,39 @@ class AdamW(torch.optim.Optimizer):
         coded = self.coded and blocks.is_coded(p)
         blocks.write(state, "exp_avg", mean, blocks.MOMENT if coded else None, self.draws.seed(p, "exp_avg"))
         blocks.write(state, "exp_avg_sq", squares, blocks.SQUARES if coded else None, self.draws.seed(p, "exp_avg_sq"))
+
+
+class OnePassAdamW(torch.optim.Optimizer):
+    """AdamW of fp32 weights that compute in bf16: clipped, moved and rounded in one pass over memory by our own kernel.
+
+    Its states are those of torch's AdamW, by name and by bits: a training may go on with the other.
+
+    Args:
+        groups: {"params", "peak", "weight_decay"} each; `lr` is set before each step.
+        betas, eps: as for `AdamW`.
+        low: the rounded copy of each weight, by the weight's id; one that has none is only moved.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, low: dict[int, Tensor]) -> None:
+        super().__init__(groups, {"lr": 0.0})
+        self.betas, self.eps, self.low = betas, eps, low
+        self.moved: set[int] = set()
+        """Ids of the weights whose copies the last step has written."""
+
+    @torch.no_grad()
+    def move(self, gradients: Mapping[int, Tensor], shrink: float) -> None:
+        """Update the weights that have a gradient, by their ids, after its product with `shrink`."""
+        self.moved = set()
+        for group in self.param_groups:
+            rules = {"lr": group["lr"], "decay": group["weight_decay"], "betas": self.betas, "eps": self.eps}
+            for p in group["params"]:
+                if id(p) not in gradients:
+                    continue
+                state, copy = self.state[p], self.low.get(id(p))
+                if not state:
+                    state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                state["step"] += 1
+                count, grad = int(state["step"]), gradients[id(p)].contiguous()
+                native.step(p, state["exp_avg"], state["exp_avg_sq"], grad, copy, count=count, shrink=shrink, **rules)
+                if copy is not None:
+                    self.moved.add(id(p))

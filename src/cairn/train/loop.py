@@ -40,7 +40,7 @@ from cairn.train import checkpoint
 from cairn.train.config import COMPILE_FLOPS, Training
 from cairn.train.ema import Average, is_average
 from cairn.train.forward import TorchBatch
-from cairn.train.masters import clip_gradients
+from cairn.train.masters import clipping
 from cairn.train.objectives import load_objective
 from cairn.train.optim import Optimizer, embedding_names
 from cairn.train.preference import Adviser
@@ -116,7 +116,8 @@ class Trainer:
         if self.compiled:
             self._compile()
         spread = self.sharding.spread
-        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embeddings, seed=seed, scales=scales, spread=spread)
+        low = self.masters.low if self.native else None
+        self.optimizer = Optimizer(config.optimizer, self.masters.named, *embeddings, seed=seed, scales=scales, spread=spread, low=low)
         if config.optimizer.state != "float32":
             sizes = [show_bytes(self.optimizer.planned_bytes(coded=coded)) for coded in (True, False)]
             progress.note(f"optimiser states take {sizes[0]} in {config.optimizer.state}, and would take {sizes[1]} in float32")
@@ -358,7 +359,8 @@ class Trainer:
         # When to save is rank 0's clock to say: two clocks would part, and one rank wait in a save for the other.
         total, due = self.sharding.add_up([total, float(self._is_late())])
         self.save_due, tally = bool(due), Tally.merged(self.ranks.collect(tally))
-        norm, mean = clip_gradients(self.masters.named, self.config.clip, self.sharding.total_square), total / terms
+        norm, shrink = clipping(self.masters.gradients, self.config.clip, self.sharding.total_square, own=self.native)
+        mean = total / terms
         if not math.isfinite(total) or not math.isfinite(norm):
             raise stop_not_finite(self.step + 1, mean, norm, tally, self.origins, self.masters.named.items())
         if self.watch is not None:
@@ -366,8 +368,8 @@ class Trainer:
         rate = factor(self.config.schedule, self.step, self.total)
         # From here on weights move: a checkpoint that is still being written keeps the old ones.
         self.writer.release()
-        self.optimizer.step(rate, self.step)
-        self.sharding.publish()
+        published = self.optimizer.step(rate, self.step, self.masters.gradients, shrink)
+        self.sharding.publish(published)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step, self.masters.named)

@@ -7,11 +7,13 @@ with pure bf16, the weights that compute are the ones that are moved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cairn.train.native import adamw as native
 
 
 def is_plain(p: Tensor) -> bool:
@@ -29,41 +31,51 @@ class Masters:
 
     Attributes:
         named: name → tensor, in the model's order, tied weights once; fp32 unless pure.
+        gradients: name → gradient of what has been computed so far, where there is one. In fp32 unless pure; that of a single backward
+            stays as it came, for a copy of it would say no more.
+        low: name → the weight that computes, where that is a rounded copy.
     """
 
     def __init__(self, model: Any, compute: torch.dtype, *, pure: bool = False) -> None:
         self._live = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._same = pure or compute == torch.float32
         self.named: dict[str, Tensor] = {n: (p if self._same else p.detach().float().clone()) for n, p in self._live.items()}
+        self.gradients: dict[str, Tensor] = {}
         # Parameters only: model.to() would round the rotary frequencies too, and positions would drift by whole radians.
         for p in model.parameters():
             if is_plain(p):
                 p.data = p.data.to(compute)
 
+    @property
+    def low(self) -> dict[str, Tensor]:
+        return {} if self._same else self._live
+
     @torch.no_grad()
     def collect(self) -> None:
-        """Add the gradient of the micro-batch to the masters', in fp32, and clear it."""
+        """Add the gradient of the micro-batch to the others, in fp32, and clear it."""
         if self._same:
+            self.gradients = {name: p.grad for name, p in self._live.items() if p.grad is not None}
             return
         sums, more = [], []
         for name, live in self._live.items():
             if live.grad is None:
                 continue
-            master = self.named[name]
-            if master.grad is None:
-                master.grad = live.grad.float()
-            else:
-                sums.append(master.grad)
+            if name in self.gradients:
+                self.gradients[name] = self.gradients[name].float()
+                sums.append(self.gradients[name])
                 more.append(live.grad)
+            else:
+                self.gradients[name] = live.grad
             live.grad = None
         if sums:
             torch._foreach_add_(sums, more)
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the masters into the weights that compute."""
-        if not self._same and self._live:
-            torch._foreach_copy_(list(self._live.values()), list(self.named.values()))
+    def publish(self, done: Collection[str] = ()) -> None:
+        """Copy the masters into the weights that compute, but for those that somebody has done."""
+        names = [name for name in self.low if name not in done]
+        if names:
+            torch._foreach_copy_([self._live[name] for name in names], [self.named[name] for name in names])
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
@@ -73,20 +85,27 @@ class Masters:
         self.publish()
 
     def clear(self) -> None:
-        for tensor in self.named.values():
-            tensor.grad = None
+        """Forget the gradients."""
+        self.gradients = {}
+        for live in self._live.values():
+            live.grad = None
 
 
-def clip_gradients(named: dict[str, Tensor], limit: float, total_square: Callable[[float], float] | None = None) -> float:
-    """Scale all gradients so that their common norm is at most `limit` (0: only measure). Returns the norm before.
+def clipping(
+    gradients: Mapping[str, Tensor], limit: float, total_square: Callable[[float], float] | None = None, *, own: bool = False
+) -> tuple[float, float]:
+    """The common norm of all gradients, and what each must be multiplied with for it to be at most `limit` (0: no limit).
 
-    `total_square` gives the squared norm over all ranks from that of this rank's, where they hold different parts.
+    Args:
+        total_square: gives the squared norm over all ranks from that of this rank's, where they hold different parts.
+        own: use our own kernel where it can be.
     """
-    grads = [p.grad for p in named.values() if p.grad is not None]
-    # The sum is fp32 for gradients of bf16 too, whose norms would be rounded to three digits.
-    total = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads])))
+    if own and not native.missing() and all(g.dtype == torch.bfloat16 and g.is_contiguous() for g in gradients.values()):
+        total = math.sqrt(sum(map(native.square_sum, gradients.values())))
+    else:
+        # The sum is fp32 for gradients of bf16 too, whose norms would be rounded to three digits.
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()]
+        total = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
     if total_square is not None:
         total = math.sqrt(total_square(total * total))
-    if limit > 0 and total > limit:
-        torch._foreach_mul_(grads, limit / (total + 1e-6))
-    return total
+    return total, limit / (total + 1e-6) if limit > 0 and total > limit else 1.0

@@ -13,9 +13,10 @@ from torch import Tensor
 from cairn.errors import UserError, did_you_mean
 from cairn.model.mup import Scale
 from cairn.train import blocks
-from cairn.train.adamw import AdamW
+from cairn.train.adamw import AdamW, OnePassAdamW
 from cairn.train.config import GroupConfig, OptimizerConfig
 from cairn.train.muon import Muon, Spread
+from cairn.train.native import adamw as native
 from cairn.train.rounding import Draws
 
 
@@ -72,6 +73,7 @@ class Optimizer:
         seed: of the roundings by chance, for 8-bit states and bf16 weights.
         scales: factors of the rates by name, such as muP's; a weight that is not named has its plain rate.
         spread: where Muon's matrices are, if not whole and all here.
+        low: the weights' rounded copies, by name, where our own kernel may move them in the same pass.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Optimizer:
         seed: int = 0,
         scales: Mapping[str, Scale] | None = None,
         spread: Spread | None = None,
+        low: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_groups(config.groups, list(named))
         self.config = config
@@ -99,24 +102,48 @@ class Optimizer:
             (muon if by_muon else adam).setdefault(rates, []).append(p)
         self._parts: list[torch.optim.Optimizer] = []
         if adam:
-            self._parts.append(self._adamw(_groups(adam)))
+            self._parts.append(self._adamw(_groups(adam), low))
         if muon:
             self._parts.append(Muon(_groups(muon), config.momentum, self._draws, coded=self._coded, spread=spread))
 
-    def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """torch's own, which is fused, where it does what is asked for."""
+    def _adamw(self, groups: list[dict[str, Any]], low: Mapping[str, Tensor] | None) -> torch.optim.Optimizer:
+        """torch's own, which is fused, where it does what is asked for; with rounded copies our own kernel, to the same bits."""
         config = self.config
         if self._coded or any(p.dtype != torch.float32 for p in self._named.values()):
             return AdamW(groups, config.betas, config.eps, self._draws, coded=self._coded)
+        if low and not native.missing() and all(t.is_contiguous() for t in (*self._named.values(), *low.values())):
+            return OnePassAdamW(groups, config.betas, config.eps, {id(self._named[name]): copy for name, copy in low.items()})
         return torch.optim.AdamW(groups, lr=groups[0]["peak"], betas=config.betas, eps=config.eps, fused=True)
 
-    def step(self, factor: float, number: int) -> None:
-        """One update at `factor` times each peak rate; `number` is the step's, which roundings by chance are a function of."""
+    def step(self, factor: float, number: int, gradients: dict[str, Tensor], shrink: float = 1.0) -> set[str]:
+        """One update.
+
+        Args:
+            factor: what each peak rate is multiplied with.
+            number: the step's, which roundings by chance are a function of.
+            gradients: by name; a weight without one stays as it is. They are taken out, and may be overwritten.
+            shrink: what they are multiplied with first.
+
+        Returns:
+            The names of the weights whose rounded copies are up to date.
+        """
         self._draws.step = number
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = group["peak"] * factor
+            members = [p for group in part.param_groups for p in group["params"]]
+            if isinstance(part, OnePassAdamW):
+                part.move({id(p): gradients.pop(name) for p in members if (name := self._names[id(p)]) in gradients}, shrink)
+                continue
+            for p in members:
+                # Its own type: in bf16 a product with `shrink` would be rounded.
+                p.grad = gradients.pop(name).to(p.dtype) if (name := self._names[id(p)]) in gradients else None
+            if shrink != 1.0:
+                torch._foreach_mul_([p.grad for p in members if p.grad is not None], shrink)
             part.step()
+            for p in members:
+                p.grad = None
+        return {name for part in self._parts if isinstance(part, OnePassAdamW) for name in map(self._names.__getitem__, part.moved)}
 
     def planned_bytes(self, *, coded: bool | None = None) -> int:
         """Memory of the state once every weight has had a gradient; as configured, or with states coded or not."""

@@ -144,34 +144,34 @@ class Ranks:
         """Wait until all ranks are here."""
         self.total([0.0])
 
-    def add_gradients(self, named: dict[str, Tensor], more: Sequence[float]) -> list[float]:
-        """Replace every gradient by its sum over the ranks; gives the sums of `more` too.
+    def add_gradients(self, named: dict[str, Tensor], gradients: dict[str, Tensor], more: Sequence[float]) -> list[float]:
+        """Replace every gradient of the weights `named` by its sum over the ranks; gives the sums of `more` too.
 
         A weight that no rank has a gradient of keeps none: the optimiser leaves it alone, as it does in one process.
         """
         if self.world == 1:
             return list(more)
-        tensors = list(named.values())
+        tensors, own = list(named.values()), [gradients.get(name) for name in named]
         if self.device == "cpu" and self.place.local_world == self.world:
             if self._shared is None:
                 self._shared = _SharedMemory(self, sum(t.numel() for t in tensors))
-            present = self._shared.add([t.grad for t in tensors], [t.numel() for t in tensors])
+            present = self._shared.add(own, [t.numel() for t in tensors])
             sums = self.total([*more, *present])
             added = self._shared.sums([tuple(t.shape) for t in tensors])
         else:
             import torch.distributed as dist
 
-            flat = torch.cat([(t.grad if t.grad is not None else torch.zeros_like(t)).reshape(-1).float() for t in tensors])
-            sums = self.total([*more, *(float(t.grad is not None) for t in tensors)])
+            flat = torch.cat([(torch.zeros_like(t) if g is None else g).reshape(-1).float() for t, g in zip(tensors, own, strict=True)])
+            sums = self.total([*more, *(float(g is not None) for g in own)])
             dist.all_reduce(flat)
             added = [a.view(t.shape) for a, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
-        for tensor, grad, count in zip(tensors, added, sums[len(more) :], strict=True):
+        for (name, tensor), grad, summed, count in zip(named.items(), own, added, sums[len(more) :], strict=True):
             if not count:
-                tensor.grad = None
-            elif tensor.grad is None:
-                tensor.grad = grad.to(tensor.dtype, copy=True)
+                gradients.pop(name, None)
+            elif grad is None or grad.dtype != tensor.dtype:
+                gradients[name] = summed.to(tensor.dtype, copy=True)
             else:
-                tensor.grad.copy_(grad)
+                grad.copy_(summed)
         if self._shared is not None:
             self._shared.release()
         return sums[: len(more)]

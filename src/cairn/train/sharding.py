@@ -8,7 +8,7 @@ no rule of optimisation knows of them but Muon, whose matrices come together on 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -65,11 +65,11 @@ class Whole:
 
     def add_up(self, sums: Sequence[float]) -> list[float]:
         """After a step's last backward: gradients become those of the whole batch; gives `sums` over the ranks."""
-        return self.ranks.add_gradients(self.masters.named, sums)
+        return self.ranks.add_gradients(self.masters.named, self.masters.gradients, sums)
 
-    def publish(self) -> None:
-        """After the optimiser."""
-        self.masters.publish()
+    def publish(self, done: Collection[str] = ()) -> None:
+        """After the optimiser, which may have done it for some weights."""
+        self.masters.publish(done)
         self.masters.clear()
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ class Shards:
     def total_square(self, own: float) -> float:
         return self.ranks.total([own])[0]
 
-    def publish(self) -> None:
+    def publish(self, done: Collection[str] = ()) -> None:
         self.masters.clear()
 
     def gather(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,21 +242,26 @@ class _SliceMasters(Masters):
     def __init__(self, model: Any) -> None:
         self.live: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.named = {name: p.to_local().detach() for name, p in self.live.items()}
+        self.gradients = {}
+
+    @property
+    def low(self) -> dict[str, Tensor]:
+        return {}
 
     def take(self) -> None:
-        """Put the slices' gradients where the optimiser looks for them."""
-        for name, p in self.live.items():
-            self.named[name].grad = None if p.grad is None else p.grad.to_local()
+        """The slices' gradients."""
+        self.gradients = {name: p.grad.to_local() for name, p in self.live.items() if p.grad is not None}
 
     def collect(self) -> None:
         self.take()
 
-    def publish(self) -> None:
+    def publish(self, done: Collection[str] = ()) -> None:
         """The slices are the weights."""
 
     def clear(self) -> None:
-        for name, p in self.live.items():
-            p.grad = self.named[name].grad = None
+        self.gradients = {}
+        for p in self.live.values():
+            p.grad = None
 
 
 class _Gathered(Spread):

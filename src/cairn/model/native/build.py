@@ -1,4 +1,4 @@
-"""A C++ source made into a library by the machine's own compiler, once. Knows no model and no function of a library.
+"""A C++ source made into a library by the machine's own compiler, once, and the threads it is given. Knows no function of a library.
 
 The library is kept under the digest of its source, flags, compiler and processor in the user's cache folder (`$XDG_CACHE_HOME/cairn`,
 `~/.cache/cairn`). No library is opened from a folder that somebody else may write to.
@@ -50,6 +50,21 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the compiled library does not open: {error}") from error
+
+
+def openmp() -> int:
+    """The address of the function that starts threads in the OpenMP runtime that torch has loaded: a second runtime would have threads
+    of its own, which wait for work on the cores that torch's need."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise Unavailable(f"torch's OpenMP runtime is not found: {error}") from error
+    for path in dict.fromkeys(line.split()[-1] for line in lines):
+        if "omp" in Path(path).name and ".so" in path:
+            found = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
+            if found is not None:
+                return ctypes.cast(found, ctypes.c_void_p).value or 0
+    raise Unavailable("torch's OpenMP runtime is not found")
 
 
 def _is_arm() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.native.build import Unavailable, built
+from cairn.model.native.build import Unavailable, built, openmp
 from cairn.model.native.trial import trial
 
 ROWS = 128
@@ -88,25 +88,10 @@ def _opened() -> tuple[Any, str]:
         for name, types in _FUNCTIONS.items():
             function = getattr(library, name)
             function.argtypes, function.restype = types, None
-        library.train_threads(_openmp())
+        library.train_threads(openmp())
     except Unavailable as error:
         return None, str(error)
     return library, ""
-
-
-def _openmp() -> int:
-    """The address of the function that starts threads in the OpenMP runtime that torch has loaded: a second runtime would have threads
-    of its own, which wait for work on the cores that torch's need."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise Unavailable(f"torch's OpenMP runtime is not found: {error}") from error
-    for path in dict.fromkeys(line.split()[-1] for line in lines):
-        if "omp" in Path(path).name and ".so" in path:
-            found = getattr(ctypes.CDLL(path), "GOMP_parallel", None)
-            if found is not None:
-                return ctypes.cast(found, _P).value or 0
-    raise Unavailable("torch's OpenMP runtime is not found")
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
