@@ -18,6 +18,9 @@ FAMILIES = [
     ("qwen3", {}, ALL),
     ("mistral", {"sliding_window": 3}, ALL),
     ("mistral", {"sliding_window": 30}, ALL),  # wider than what the check looks at
+    ("olmo", {}, ["linear", "feed-forward", "attention"]),  # norms without weights
+    ("olmo", {"clip_qkv": 0.05}, ["linear", "feed-forward"]),  # and clipped queries, keys and values
+    ("olmo", {"clip_qkv": 8.0}, ["linear", "feed-forward"]),  # which small weights never reach
     ("qwen2", {}, ["linear", "norms", "feed-forward"]),  # a bias on queries, keys and values
     ("gemma", {}, ["linear", "attention"]),  # norms of (1 + weight), and GELU
     ("gpt_neox", {}, ["linear"]),

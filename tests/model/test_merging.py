@@ -122,7 +122,8 @@ def test_options_that_a_method_has_not(told, what):
         ("slerp", [1.0] * 3, False, "takes 2 models, not 3"), ("liti", [1.0, 1.0], True, "takes 1 model, not 2"),
         ("ties", [1.0, 1.0], False, "give the base"), ("linear", [1.0, 1.0], True, "knows no base"),
         ("linear", [1.0], False, "at least 2"), ("linear", [1.0, -0.5], False, "none below 0"), ("slerp", [0.0, 0.0], False, "not all 0"),
-        ("liti", [0.5], True, "its scale, not a weight"),
+        ("liti", [0.5], True, "its scale, not a weight"), ("ties", [1.0, -0.5], True, "weights are above 0"),
+        ("dare_ties", [1.0, 0.0], True, "weights are above 0"),
     ],
 )  # fmt: skip
 def test_models_that_a_method_does_not_take(method, weights, base, what):

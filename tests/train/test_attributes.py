@@ -66,6 +66,15 @@ def test_the_loss_is_its_formula(tmp_path):
     assert len(terms) < 2 * len(whole.documents)
 
 
+def test_a_pass_that_keeps_others_company_counts_nothing(tmp_path):
+    trainer = make(tmp_path)
+    idle = TorchBatch.of(next(trainer.stream).idle(), "cpu", packed=trainer.packed)
+    loss = trainer.objective.loss(trainer.model, idle)
+    assert float(loss.total.detach()) == 0
+    assert loss.count == 0
+    assert not any(loss.metrics.values())
+
+
 def test_labels_are_learnt(tmp_path):
     trainer = make(tmp_path)
     trainer.resume()

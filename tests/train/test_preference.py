@@ -29,6 +29,7 @@ from cairn.train.preference import RULES, WINDOW, Adviser, PreferenceConfig
 LOSSES = {
     "dpo": {}, "dpo smoothed": {"loss": "dpo", "smoothing": 0.1}, "dpo normalised": {"loss": "dpo", "length_normalised": True}, "ipo": {},
     "hinge": {}, "robust": {"loss": "robust", "smoothing": 0.2}, "kto": {}, "orpo": {}, "simpo": {},
+    "kto normalised": {"loss": "kto", "length_normalised": True},
     "dpo with likelihood": {"loss": "dpo", "sft": 0.3}, "all pairs": {"loss": "dpo", "pairs": "all"},
 }  # fmt: skip
 FAMILIES = {
@@ -163,6 +164,8 @@ def by_hand(config, documents, policy, reference):
     beta, out = config.scale, []
     ratios = [[p - r for p, r in zip(a, b, strict=True)] for a, b in zip(policy, reference, strict=True)]
     if config.loss == "kto":
+        if config.normalised:
+            ratios = [[x / int(m.sum()) for x, (_, m) in zip(r, paths(d), strict=True)] for r, d in zip(ratios, documents, strict=True)]
         mean = max(0.0, sum(r[-1] for r in ratios) / len(ratios))
         for r in ratios:
             out.append(0.5 * (1 - sig(beta * (r[0] - mean))) + 0.5 * sum(1 - sig(beta * (mean - x)) for x in r[1:-1]) / len(r[1:-1]))
@@ -300,6 +303,16 @@ def test_kto_sees_the_mismatched_answers_only_as_its_reference_point(tmp_path):
         start = sum(last.doc_lengths[:i])
         wanted = [*one.ids[:prompt], *other.ids[begin : begin + other.answers[0]]][: last.doc_lengths[i]]
         assert last.ids[start : start + last.doc_lengths[i]].tolist() == [int(x) for x in wanted]
+
+
+def test_kto_measures_its_reference_point_without_dropout(tmp_path):
+    """Whose draws would come from the process's own generator, which a resumed run does not have."""
+    trainer = make(tmp_path, {"loss": "kto"}, adapter=AdapterConfig(rank=4, dropout=0.5))
+    state = torch.get_rng_state()
+    first = trainer.one_step()
+    assert torch.equal(torch.get_rng_state(), state)
+    # Nothing has moved yet, and the reference was measured without dropout too.
+    assert first["objective"]["reference_point"] == pytest.approx(0.0, abs=1e-4)
 
 
 # -- the reference's file -------------------------------------------------------------------------------------------------

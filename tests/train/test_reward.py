@@ -46,13 +46,13 @@ def test_each_loss_is_its_formula(tmp_path, loss):
     wanted = 0.0
     for document, own in enumerate(values.split(batch.per_document)):
         r, n = own.tolist(), len(own)
+        pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
         if loss.get("loss") == "plackett_luce":
             wanted += sum(math.log(sum(math.exp(x) for x in r[i:])) - r[i] for i in range(n - 1)) / (n - 1)
         else:
             margin = batch.margins[document] if loss.get("margin") == "rows" else loss.get("margin", 0.0)
-            pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
             wanted -= sum(log_sigmoid(r[i] - r[j] - margin) for i, j in pairs) / len(pairs)
-        wanted += loss.get("centre", 0.0) * sum(x * x for x in r) / n
+        wanted += loss.get("centre", 0.0) * sum((r[i] + r[j]) ** 2 for i, j in pairs) / len(pairs)
     trainer.stream.restore({"step": 0, "cursor": 0})
     assert trainer.one_step()["loss"] == pytest.approx(wanted / len(batch.lengths), rel=1e-5)
 

@@ -8,8 +8,7 @@ free shapes, so that it takes seconds and not minutes (docs/experiments.md). All
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cairn.model.native import train as native
+from cairn.model.switch import Switch
 
 _compiled: dict[str, Callable[..., Any]] = {}
-_state = {"compile": False}
+_compile = Switch()
+compiled = _compile.held
+"""A context in which the formulas run compiled, or as they stand."""
 
 
 def compiler_found() -> bool:
@@ -27,26 +29,15 @@ def compiler_found() -> bool:
     return torch.cuda.is_available() or shutil.which("g++") is not None or shutil.which("clang++") is not None
 
 
-@contextmanager
-def compiled(on: bool) -> Iterator[None]:
-    """Run the formulas compiled, or as they stand, for as long as the context lasts."""
-    before = _state["compile"]
-    _state["compile"] = on
-    try:
-        yield
-    finally:
-        _state["compile"] = before
-
-
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function itself, our own kernel of its name where that serves the arguments, or its compiled form while that is switched on."""
     name = function.__name__
-    own, multiple = native.KERNELS.get(name, (None, 1))
+    own = native.KERNELS.get(name)
 
     def call(*args: Any) -> Any:
-        if own is not None and native.serves(*args, multiple=multiple):
-            return own(*args)
-        if not _state["compile"]:
+        if own is not None and native.serves(*args, multiple=own.multiple, wide=own.wide):
+            return own.run(*args)
+        if not _compile.on:
             return function(*args)
         if name not in _compiled:
             _compiled[name] = torch.compile(function, dynamic=True)

@@ -53,5 +53,7 @@ class MergeConfig(Config):
             raise ValueError("linear takes at least 2 models")
         if self.method in ("linear", "slerp") and (min(weights) < 0 or sum(weights) <= 0):
             raise ValueError(f"the weights of {self.method} are shares: none below 0, and not all 0")
+        if self.method in ("ties", "dare_ties") and min(weights) <= 0:
+            raise ValueError(f"{self.method} takes means of changes: their weights are above 0; task_arithmetic takes a change away")
         if self.method == "liti" and weights != [1.0]:
             raise ValueError("liti has one model; how far it goes is its scale, not a weight")

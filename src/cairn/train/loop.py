@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,7 +101,7 @@ class Trainer:
             self.model.set_attn_implementation(self.plain_attention)
         if verdict.note:
             progress.note(f"'{model.config.model_type}' {verdict.note}")
-        fused = fuse(self.model, probe) if self.packed else []
+        fused = fuse(self.model, partial(probe, longest=config.sequence_length)) if self.packed else []
         self.model.train()
         embeddings, scales = embedding_names(self.model), scales_of(self.model)
         layout = fit(config, self.model, ranks, fused="feed-forward" in fused)
@@ -393,7 +394,10 @@ class Trainer:
         if not extra:
             return [TorchBatch.of(part, self.device, packed=self.packed, multiple=multiple) for part in parts]
         alone = [TorchBatch.of(part.answer_range(-extra, None), self.device, packed=self.packed, multiple=multiple) for part in parts]
+        # Without an adapter's dropout: outside of `_drawing` it would draw from a state that a resumed run does not have.
+        self.model.eval()
         gathered = [self.objective.gather(self.sharding.measure(batch), batch) for batch in alone]
+        self.model.train()
         measured = tuple(self.ranks.total([sum(column) for column in zip(*gathered, strict=True)]))
         rest = [TorchBatch.of(part.answer_range(None, -extra), self.device, packed=self.packed, multiple=multiple) for part in parts]
         return [replace(batch, measured=measured) for batch in rest]

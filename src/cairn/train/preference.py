@@ -83,8 +83,8 @@ class RewardConfig(Config):
     margin: float | Literal["rows"] = 0.0
     """What the better answer's reward is to be ahead by in a pair (Llama 2): a number, or each row's own `meta.margin`."""
     centre: float = Field(default=0.0, ge=0)
-    """How much of the mean squared reward of a prompt's answers is added (Eisenstein et al. 2023): only differences of rewards are
-    learnt, and this keeps their mean near zero."""
+    """How much of (a + b)² is added, of the rewards a and b of a pair, a mean over a prompt's pairs (Eisenstein et al. 2023): only
+    differences of rewards are learnt, and this keeps their mean near zero without holding them together."""
 
     @model_validator(mode="after")
     def _fits_loss(self) -> RewardConfig:

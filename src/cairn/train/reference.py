@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def prepare(model: Any, precision: str, longest: int) -> bool:
         packed = False
         model.set_attn_implementation(plain)
     if packed:
-        fuse(model, probe)
+        fuse(model, partial(probe, longest=longest))
     for p in model.parameters():
         if is_plain(p):
             p.data = p.data.to(dtype_of(precision))

@@ -159,8 +159,24 @@ def test_kernels_are_used_where_they_are_switched_on_and_fit():
         close(cpu.attend(q, q, q, Layout.of((9,)), rules), reference(q.double(), q.double(), q.double(), (9,), 0.3, softcap=5.0))
 
 
+def test_tensors_of_another_type_are_not_read_as_bf16():
+    """A stream that is kept in fp32 beside weights in bf16, or the other way round: plain torch takes both."""
+    x, weight, g = some(9, 64), some(64, seed=1), some(9, 64, seed=2)
+    mixed = [(x.float(), weight), (x, weight.float())]
+    scale = kernels.rms_norm(x, weight, 1e-5)[1]
+    with native.switched(True):
+        for one, gain in mixed:
+            wanted = one.float() * torch.rsqrt(one.float().square().mean(-1, keepdim=True) + 1e-5) * gain.float()
+            close(kernels.rms_norm(one, gain, 1e-5)[0], wanted)
+        plain = kernels.rms_norm_backward(g, x, weight, scale)[0]
+        close(kernels.rms_norm_backward(g.float(), x, weight, scale)[0], plain)
+        total = torch.zeros(9, 64, dtype=torch.bfloat16)
+        kernels.add_to(total, g)
+        assert torch.equal(total, g)
+
+
 def test_a_kernel_that_computes_something_else_is_not_trusted():
-    own = {name: function for name, (function, _) in native.KERNELS.items()}
+    own = {name: kernel.run for name, kernel in native.KERNELS.items()}
     assert trial(own, native.attention) == ""
     assert "a gate differs" in trial({**own, "gated_silu": lambda x: native.gated_silu(x) * 1.1}, native.attention)
     assert "attention in a window differs" in trial(own, lambda q, k, v, starts, scale, _: native.attention(q, k, v, starts, scale))

@@ -7,8 +7,8 @@ they give what plain torch gives on small tensors. Elsewhere, and for what they 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cairn.model.native.build import Unavailable, built, openmp
 from cairn.model.native.trial import trial
+from cairn.model.switch import Switch
 
 ROWS = 128
 """Rows of a task, as `BLOCK` of train.cpp."""
@@ -33,7 +34,9 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "train_cross_entropy": [_P, _P, _P, _P, _P, _I, _I, _F, _I],
     "train_add": [_P, _P, _I, _I],
 }
-_state: dict[str, Any] = {"on": False, "trial": None}
+_switch = Switch()
+switched = _switch.held
+"""A context in which the kernels are used, or plain torch."""
 
 
 class _Attention(ctypes.Structure):
@@ -50,34 +53,27 @@ class _Attention(ctypes.Structure):
     )  # fmt: skip
 
 
-@contextmanager
-def switched(on: bool) -> Iterator[None]:
-    """Use the kernels, or plain torch, for as long as the context lasts."""
-    before = _state["on"]
-    _state["on"] = on
-    try:
-        yield
-    finally:
-        _state["on"] = before
+def serves(*inputs: Any, multiple: int = 16, wide: int | None = None) -> bool:
+    """Whether the kernels are switched on, can be used, and take these inputs: tensors in bf16 on a CPU, their rows of a multiple of so
+    many numbers, but for the one at the place `wide`, which is in fp32.
 
-
-def serves(*inputs: Any, multiple: int = 16) -> bool:
-    """Whether the kernels are switched on, can be used, and take these inputs: matrices and weights in bf16 on a CPU, their rows of a
-    multiple of so many numbers; gradients of weights and scales in fp32."""
-    if not _state["on"]:
+    A kernel knows addresses only: a tensor of another type than it takes it for would be read as noise.
+    """
+    if not _switch.on:
         return False
-    tensors = [x for x in inputs if isinstance(x, Tensor)]
-    low = [x for x in tensors if x.dtype == torch.bfloat16]
-    if not low or any(x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float32) for x in tensors):
-        return False
-    return all(x.shape[-1] % multiple == 0 for x in low) and not missing()
+    for place, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            continue
+        low = place != wide
+        if x.device.type != "cpu" or x.dtype != (torch.bfloat16 if low else torch.float32) or (low and x.shape[-1] % multiple):
+            return False
+    return not missing()
 
 
+@lru_cache(maxsize=1)
 def missing() -> str:
     """Why the kernels cannot be used here; empty where they can."""
-    if _state["trial"] is None:
-        _state["trial"] = _opened()[1] or trial({name: function for name, (function, _) in KERNELS.items()}, attention)
-    return str(_state["trial"])
+    return _opened()[1] or trial({name: kernel.run for name, kernel in KERNELS.items()}, attention)
 
 
 @lru_cache(maxsize=1)
@@ -165,13 +161,23 @@ def add_to(total: Tensor, part: Tensor) -> None:
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
-KERNELS: dict[str, tuple[Callable[..., Any], int]] = {
-    "rms_norm": (rms_norm, 16), "rms_norm_backward": (rms_norm_backward, 16),
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and what it takes."""
+
+    run: Callable[..., Any]
+    multiple: int = 16
+    """What the length of rows is a multiple of."""
+    wide: int | None = None
+    """The place of the argument that is in fp32."""
+
+
+KERNELS = {
+    "rms_norm": Kernel(rms_norm), "rms_norm_backward": Kernel(rms_norm_backward, wide=3),
     # A row holds two halves.
-    "gated_silu": (gated_silu, 32), "gated_silu_backward": (gated_silu_backward, 16),
-    "add_to": (add_to, 1),
+    "gated_silu": Kernel(gated_silu, 32), "gated_silu_backward": Kernel(gated_silu_backward), "add_to": Kernel(add_to, 1, wide=0),
 }  # fmt: skip
-"""By the name of the formula in `model/kernels.py`: the function, and what the length of rows is a multiple of."""
+"""By the name of the formula in `model/kernels.py`."""
 
 
 def attends(q_THD: Tensor, v_TGE: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Whether a model packs: packed documents must give what the model's own attention gives each alone. Asked at every training start.
 
-Windows and soft caps of a real model are wide against documents of a few tokens, and one that is ignored would not show; so they
+Windows, soft caps and clips of a real model are wide against documents of a few tokens, and one that is ignored would not show; so they
 are narrowed while the check runs. That keeps the check fast, whatever the model's size.
 """
 
@@ -21,9 +21,9 @@ from cairn.model.packing.rules import Case
 
 NARROW = {
     "sliding_window": 3, "sliding_window_size": 3, "window_size": 3, "attention_window": 3, "attention_window_size": 3,
-    "attention_chunk_size": 3, "attn_logit_softcapping": 0.05, "attn_softcap": 0.05,
+    "attention_chunk_size": 3, "attn_logit_softcapping": 0.05, "attn_softcap": 0.05, "clip_qkv": 0.05,
 }  # fmt: skip
-"""What windows (tokens) and soft caps are set to during the check, by transformers' names of them."""
+"""What windows (tokens), soft caps and clips are set to during the check, by transformers' names of them."""
 LENGTHS = (9, 7)
 """Tokens of the two documents: longer than a narrowed window."""
 TOLERANCE = {torch.float32: 1e-4}
@@ -144,12 +144,17 @@ def answers_agree(model: Any) -> bool:
     return float((shared - wanted).abs().max()) <= TOLERANCE.get(shared.dtype, 3e-2) * max(1.0, float(wanted.abs().max()))
 
 
-def probe(model: Any) -> Tensor:
-    """Hidden states of two short packed documents, windows and soft caps narrowed: what a change of the model's parts must not change."""
+def probe(model: Any, longest: int | None = None) -> Tensor:
+    """Hidden states of two short packed documents, windows and soft caps narrowed: what a change of the model's parts must not change.
+
+    Args:
+        model: packed attention is enabled on it.
+        longest: the most tokens of a document to come: some families change their scores with the position, but only far out.
+    """
     device, vocab = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
     a, b = ((torch.arange(n, device=device) * step + 1) % vocab for n, step in zip(LENGTHS, (5, 3), strict=True))
     with _narrowed(model):
-        return _packed(model, (a, b), 0, Layout(LENGTHS, device))
+        return _packed(model, (a, b), max(0, (longest or 0) - LENGTHS[0]), Layout(LENGTHS, device))
 
 
 def _first_line(error: Exception) -> str:

@@ -48,7 +48,9 @@ class Objective(Base):
         device = batch.ids_T.device
         value_DK = scores_at(model, hidden_states(model, batch), batch.ids_T, ends_D.to(device))
         label_DK = self.of(*zip(*batch.origins, strict=True)).to(device)
-        known_DK = ~label_DK.isnan()
+        # A pass that only keeps other ranks company has no target, and its labels count elsewhere.
+        live_D = torch.bincount(batch.document_N, minlength=documents)[:documents] > 0
+        known_DK = ~label_DK.isnan() & live_D[:, None]
         apart_DK = torch.where(known_DK, value_DK - label_DK.nan_to_num(), 0.0)
         total = (apart_DK / self.spans.to(device)).square().sum()
         return Loss(total, int(known_DK.sum()), metrics={"distance": float(apart_DK.detach().abs().sum()), "labels": float(known_DK.sum())})

@@ -40,6 +40,9 @@ class Objective(Base):
         """Of answers that are not their prompts': the sum of their log ratios, and how many there are."""
         live_D = self._live(batch)
         ratio_A = values_A - self._reference(batch, last=True)
+        if self.config.normalised:
+            # In the unit of what is compared with it.
+            ratio_A = ratio_A / torch.bincount(batch.answer_N, minlength=len(ratio_A)).clamp_min(1)
         return [float((ratio_A * live_D).sum()), float(live_D.sum())]
 
     def loss(self, model: Any, batch: TorchBatch) -> Loss:

@@ -47,8 +47,8 @@ class Objective(Base):
             ahead_P = torch.tensor(margins, device=reward_A.device)[pairs.document_P]
             total = -(F.logsigmoid(reward_A[pairs.better_P] - reward_A[pairs.worse_P] - ahead_P) * pairs.weight_P).sum()
         if config.centre:
-            means_D = torch.stack([own.square().mean() for own in reward_A.split(batch.per_document)])
-            total = total + config.centre * (means_D * live_D).sum()
+            sums_P = reward_A[pairs.better_P] + reward_A[pairs.worse_P]
+            total = total + config.centre * (sums_P.square() * pairs.weight_P).sum()
         length_A = torch.tensor([float(n) for answers in batch.answers for n in answers], device=reward_A.device)
         return Loss(total, int(live_D.sum()), metrics=pair_sums(pairs, length_A, {"reward": reward_A.detach()}))
 
