@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
-from cairn.model.context import context_length
+from cairn.errors import UserError
+from cairn.model.context import check_length, context_length
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,11 @@ from cairn.model.context import context_length
 )
 def test_each_family_keeps_it_elsewhere(config: Any, length: int | None) -> None:
     assert context_length(config) == length
+
+
+def test_documents_longer_than_the_positions_are_refused() -> None:
+    config = transformers.GPT2Config(n_positions=300)
+    check_length(config, 300)
+    check_length(transformers.MambaConfig(), 10**6)
+    with pytest.raises(UserError, match="longer than the model's 300 positions"):
+        check_length(config, 301)

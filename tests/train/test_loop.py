@@ -180,20 +180,23 @@ def test_packed_equals_unpacked(tmp_path, make_trainer):
     np.testing.assert_allclose(losses(tmp_path / "packed"), losses(tmp_path / "alone"), rtol=1e-4)
 
 
-def test_the_loss_is_that_of_plain_cross_entropy(tmp_path, make_trainer):
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_loss_is_that_of_plain_cross_entropy(tmp_path, make_trainer, z_loss):
     """Against transformers' own forward, one document at a time, over the masked tokens of the first step."""
-    trainer = make_trainer(tmp_path, steps=1)
+    trainer = make_trainer(tmp_path, steps=1, z_loss=z_loss)
     batch = trainer.stream.batch_at(0)
     trainer.stream.restore({"step": 0, "cursor": 0})
     trainer.model.set_attn_implementation("eager")
-    total, count, at = 0.0, 0, 0
+    total, plain, count, at = 0.0, 0.0, 0, 0
     with torch.no_grad():
         for n in batch.doc_lengths:
             ids, mask = torch.as_tensor(batch.ids[at : at + n]), batch.mask[at : at + n]
-            logp = trainer.model(ids[None]).logits[0].log_softmax(-1)
+            logits = trainer.model(ids[None]).logits[0]
+            logp, spread = logits.log_softmax(-1), logits.logsumexp(-1)
             for i in range(1, n):
                 if mask[i]:
-                    total, count = total - float(logp[i - 1, ids[i]]), count + 1
+                    plain, count = plain - float(logp[i - 1, ids[i]]), count + 1
+                    total += z_loss * float(spread[i - 1]) ** 2 - float(logp[i - 1, ids[i]])
             at += n
     from cairn.model.packing import enable
 
@@ -201,6 +204,7 @@ def test_the_loss_is_that_of_plain_cross_entropy(tmp_path, make_trainer):
     line = trainer.one_step()
     assert line["supervised_tokens"] == count
     assert line["loss"] == pytest.approx(total / count, rel=1e-5)
+    assert line["sources"]["source 1"]["loss"] == pytest.approx(plain / count, rel=1e-5)
 
 
 def test_a_family_that_leaks_trains_one_by_one_and_says_so(tmp_path, make_trainer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from cairn.model.config import ModelConfig
 from cairn.model.determinism import deterministic
 from cairn.model.load import new_model
 from cairn.model.packing import answers_agree, try_packing
+from cairn.train import reference
 from cairn.train.config import Training
 from cairn.train.forward import TorchBatch, answer_log_probabilities, hidden_states
 from cairn.train.loop import Trainer, read_metrics
@@ -316,6 +318,18 @@ def test_kto_measures_its_reference_point_without_dropout(tmp_path):
 
 
 # -- the reference's file -------------------------------------------------------------------------------------------------
+
+
+def test_a_reference_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A name on half a file would be read, and refused, by every run that goes on."""
+    order, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (order.append("replace"), replace(old, new)))
+    reference.save(reference.zeros(preferences(3)), "digest", tmp_path / "reference.safetensors")
+    assert order[:2] == ["fsync", "replace"]
+    assert [len(values) for values in reference.load(tmp_path / "reference.safetensors", "digest").values] == [
+        sum(len(one.answers) for one in preferences(3))
+    ]
 
 
 def test_a_reference_of_other_documents_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, RootModel, model_serializer
 
 from cairn.chat.format import Attribute, Format, compose, format_names, load_format
 from cairn.config import Config, Invalid, build, read_yaml
@@ -39,16 +39,15 @@ def _from_pairs(value: Any) -> Any:
     return dict(value) if pairs else value
 
 
-Attributes = Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names)]
-"""A schema: {name: {default, minimum, maximum}}, in the order in which they stand in a prompt. Pairs are read as well; see `in_order`."""
+class Attributes(RootModel[Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names)]]):
+    """A configuration's schema: {name: {default, minimum, maximum}}, in the order of a prompt. Pairs are read too."""
 
+    model_config = ConfigDict(frozen=True)
 
-def in_order(self: Any, value: Mapping[str, Attribute] | None) -> list[list[Any]] | None:
-    """A schema as pairs, for the `field_serializer` of every configuration that has one (pydantic asks for the name `self`).
-
-    Records sort the keys of what they hold: an order that is lost in one makes a replay write other prompts.
-    """
-    return None if value is None else [[name, attribute.model_dump(mode="json")] for name, attribute in value.items()]
+    @model_serializer
+    def _in_order(self) -> list[list[Any]]:
+        """Pairs, for records sort the keys of what they hold: an order that is lost in one makes a replay write other prompts."""
+        return [[name, attribute.model_dump(mode="json")] for name, attribute in self.root.items()]
 
 
 class _File(Config):
@@ -69,7 +68,7 @@ def read_schema(path: Path) -> dict[str, Attribute]:
     Raises:
         UserError: no such file, or something wrong in it, with its line.
     """
-    return build(_File, read_yaml(path), where=str(path), text=Path(path).read_text(encoding="utf-8")).attributes
+    return build(_File, read_yaml(path), where=str(path), text=Path(path).read_text(encoding="utf-8")).attributes.root
 
 
 def with_attributes(format: str, attributes: Mapping[str, Attribute]) -> Format:

@@ -1,4 +1,4 @@
-"""`cairn chat`: talk with a model. Checks the options, loads the model and hands over to the conversation in `repl`."""
+"""`cairn chat`: talk with a model. Checks the options, loads the model and hands over to `repl`; knows no turn of it."""
 
 from __future__ import annotations
 

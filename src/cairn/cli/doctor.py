@@ -1,4 +1,4 @@
-"""`cairn doctor`: what this machine and installation are like, what is missing, and how fast it multiplies matrices."""
+"""`cairn doctor`: what this machine and installation are like, what is missing, and how fast it multiplies matrices. Changes none of it."""
 
 from __future__ import annotations
 

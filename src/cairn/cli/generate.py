@@ -1,4 +1,4 @@
-"""`cairn generate`: answers a file of prompts."""
+"""`cairn generate`: answers a file of prompts. Knows no row and no engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The options that `chat` and `generate` share: how tokens are chosen, what answers must look like, and how the model is loaded."""
+"""The options that `chat` and `generate` share: how tokens are chosen, what answers must look like, and how the model is loaded.
+Knows no verb and no engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cairn serve`: a model behind OpenAI's API, with a page to talk to it. Checks the options, loads the model and serves."""
+"""`cairn serve`: a model behind OpenAI's API, with a page to talk to it. Checks the options, loads the model and serves. Knows no route."""
 
 from __future__ import annotations
 

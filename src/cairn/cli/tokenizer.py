@@ -1,4 +1,4 @@
-"""`cairn tokenizer train` and `cairn tokenizer fertility`. Parses, calls, prints."""
+"""`cairn tokenizer train` and `cairn tokenizer fertility`. Parses, calls, prints; knows no merge and no token."""
 
 from __future__ import annotations
 

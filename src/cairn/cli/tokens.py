@@ -1,4 +1,4 @@
-"""`cairn tokens`: a row's ids, pieces and loss mask, as training sees them. Parses, calls, prints."""
+"""`cairn tokens`: a row's ids, pieces and loss mask, as training sees them. Parses, calls, prints; knows no template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that make a mix reach stated shares of tokens: of plain text beside dialogues, and of each language. Pure arithmetic.
+"""Weights that make a mix reach stated shares of tokens: of plain text beside dialogues, and of each language. Arithmetic: knows no row.
 
 Weights count rows, and a row of one source may be ten times as long as one of another; shares count tokens. KARAKURI LM Chat was tuned on
 dialogues of which 2.5 % of the tokens were Japanese, mixed with plain text (its card); that is `dialogues: {ja: 0.025}` here.

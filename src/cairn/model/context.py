@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cairn.errors import UserError
+
 _NAMES = ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx")
 """Under which the families keep it."""
 
@@ -16,3 +18,15 @@ def context_length(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def check_length(config: Any, sequence_length: int) -> None:
+    """See that documents of so many tokens fit into a model's positions.
+
+    Raises:
+        UserError: they do not: the model would fail at an index, or be asked about places that it never learnt.
+    """
+    longest = context_length(config)
+    if longest is not None and sequence_length > longest:
+        what = f"sequence_length ({sequence_length}) is longer than the model's {longest} positions"
+        raise UserError(what, where="sequence_length", remedy=f"set it to {longest} or less")

@@ -1,4 +1,5 @@
-"""The header of a safetensors file, for whoever writes one tensor by tensor: the library's own writer wants all of them in memory."""
+"""The header of a safetensors file, for whoever writes one tensor by tensor: the library's own writer wants all of them in memory.
+Knows names, types and shapes; no value."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
-from cairn.chat.attributes import Attributes, in_order, with_attributes
+from cairn.chat.attributes import Attributes, with_attributes
 from cairn.chat.format import Format, check_format, load_format
 from cairn.config import build, checked
 from cairn.data.shares import Shares
@@ -50,8 +50,6 @@ class TrainConfig(Training):
     """A reference stage over the same rows, for the objective preference. None: the model that is trained from is its own reference, and
     is measured at the start; that is written to `reference.safetensors`."""
 
-    _in_order = field_serializer("attributes")(in_order)
-
     @model_validator(mode="after")
     def _one_start(self) -> TrainConfig:
         if self.budget is not None and (self.init is not None or self.checkpoint is not None):
@@ -63,7 +61,7 @@ class TrainConfig(Training):
         if self.attributes is not None:
             if self.format is None:
                 raise ValueError("attributes need a format to stand in: give format: karakuri")
-            with_attributes(self.format, self.attributes)
+            with_attributes(self.format, self.attributes.root)
         if self.reference is not None and not self.needs_reference:
             raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
         if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
@@ -130,4 +128,4 @@ def format_of(config: TrainConfig) -> Format | None:
     """The format that the recipe names, with the recipe's attributes; None where it names none."""
     if config.format is None:
         return None
-    return with_attributes(config.format, config.attributes) if config.attributes is not None else load_format(config.format)
+    return with_attributes(config.format, config.attributes.root) if config.attributes is not None else load_format(config.format)

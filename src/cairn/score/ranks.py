@@ -1,4 +1,4 @@
-"""How far two lists of numbers stand in the same order: Spearman's rank correlation. Pure functions of numbers."""
+"""How far two lists of numbers stand in the same order: Spearman's rank correlation. Pure functions of numbers; know no model."""
 
 from __future__ import annotations
 

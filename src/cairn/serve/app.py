@@ -1,4 +1,5 @@
-"""The routes: OpenAI's API, health, metrics and the page. Each reads a body, makes a job, runs it and writes what comes."""
+"""The routes: OpenAI's API, health, metrics and the page. Each reads a body, makes a job, runs it and writes what comes.
+Knows no engine and no format."""
 
 from __future__ import annotations
 

@@ -205,6 +205,9 @@ class Training(Config):
     """Of the objective reward: its loss; None: Bradley-Terry without a margin."""
     distillation: DistillationConfig | None = None
     """Of the objective distillation, which needs it: the teacher, and the divergence from it."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """supervised and language_model: so much of log²Z of each target's logits is added to its loss, which keeps them from drifting (PaLM,
+    Chowdhery et al. 2022, takes 1e-4). A step's `loss` holds it; that of each source does not."""
     steps: int | None = Field(default=None, gt=0)
     """Optimiser steps. Give this or `tokens`."""
     tokens: int | None = Field(default=None, gt=0)
@@ -253,6 +256,8 @@ class Training(Config):
         for name in ("preference", "reward", "distillation"):
             if getattr(self, name) is not None and self.objective != name:
                 raise ValueError(f"`{name}` belongs to the objective {name}, and this one is {self.objective}")
+        if self.z_loss and self.objective not in ("supervised", "language_model"):
+            raise ValueError(f"z_loss belongs to the objectives supervised and language_model, and this one is {self.objective}")
         return self
 
     @model_validator(mode="after")

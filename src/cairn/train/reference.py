@@ -19,6 +19,8 @@ from torch import Tensor
 from cairn.data.batches import make_batch
 from cairn.data.encode import Encoded
 from cairn.errors import UserError
+from cairn.ledger.store import write_atomically
+from cairn.model.context import check_length
 from cairn.model.fused import fuse
 from cairn.model.load import dtype_of
 from cairn.model.packing import answers_agree, probe, try_packing
@@ -118,7 +120,12 @@ def measure(
 
 
 def prepare(model: Any, precision: str, longest: int) -> bool:
-    """Make a causal LM measure as a training with this precision computes; whether documents may be packed."""
+    """Make a causal LM measure as a training with this precision computes; whether documents may be packed.
+
+    Raises:
+        UserError: the model has fewer positions than the `longest` document has tokens.
+    """
+    check_length(model.config, longest)
     plain = model.config._attn_implementation
     packed = try_packing(model, longest=longest, dtype=dtype_of(precision)).packs
     if packed and not answers_agree(model):
@@ -145,14 +152,12 @@ def zeros(documents: Sequence[Encoded]) -> Reference:
 
 
 def save(reference: Reference, digest: str, path: Path) -> None:
-    """Write it; bytes are a function of the numbers."""
-    from safetensors.numpy import save_file
+    """Write it; bytes are a function of the numbers. A training goes on from it: after a power cut it is whole, or it is not there."""
+    from safetensors.numpy import save as as_bytes
 
     arrays = {f"values.{i}": values for i, values in enumerate(reference.values)}
     arrays |= {f"counts.{i}": np.diff(starts) for i, starts in enumerate(reference.starts)}
-    aside = path.with_name(f".{path.name}.part")
-    save_file(arrays, aside, metadata={"documents": digest})
-    aside.replace(path)
+    write_atomically(path, as_bytes(arrays, metadata={"documents": digest}))
 
 
 def load(path: Path, digest: str) -> Reference:

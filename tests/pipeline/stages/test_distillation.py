@@ -126,6 +126,8 @@ def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any
         ([student("x", "teacher: tok", init="whole")], "writes no file", "plan"),
         ([HALF.replace("layers: 2", "layers: 9")], "the model has 4 layers", "run"),
         ([HALF.replace("layers: 2, ", "")], "nothing is cut", "plan"),
+        ([HALF.replace("128", "129")], "longer than the model's 128 positions", "run"),
+        ([HEARD.replace("128", "129")], "longer than the model's 128 positions", "run"),
         ([HEARD, student("x", "teacher: heard", init="whole", data="other.jsonl")], "on other documents", "run"),
         ([HEARD, student("x", "teacher: heard, targets: language_model", init="whole")], "on other documents", "run"),
         ([HEARD, student("x", "teacher: heard, on_policy: 0.5", init="whole")], "says nothing of answers that the student gives", "run"),

@@ -249,6 +249,7 @@ BAD = {
         stage("rl", "practice: {data: [{name: b, path: talk.jsonl}, {name: b, path: talk.jsonl}]}"), "two sources of one name",
     ),
     "a practice without rows": (stage("rl", "practice: {data: []}"), "at least 1 item"),
+    "a reference that would move": (stage("rl", "adapter: {train: [embeddings]}", kl=0.1), "kl needs a reference that stands still"),
     "no room for a prompt": (stage().replace("sequence_length: 64", "sequence_length: 8"), "no prompt leaves room for 6 tokens"),
     "one answer": (stage().replace("answers: 6", "answers: 1"), "greater than or equal to 2"),
     "weights divided over ranks": (stage("rl", "memory: {sharding: full}"), "divided over ranks"),

@@ -211,6 +211,7 @@ def test_what_a_training_cannot_use_is_told(recipe, capsys, old, new, told):
     ("    data: [{name: rated, path: rated.jsonl}]\n", "", "a predictor needs labelled rows"),
     ("holdout: 0.3", "holdout: 0", "greater than 0"),
     ("steps: 120", "steps: 9\n    objective: reward", "objective attributes"),
+    ("    steps: 120\n    sequence_length: 96", "    steps: 9\n    sequence_length: 129", "longer than the model's 128 positions"),
 ])  # fmt: skip
 def test_a_label_stage_that_cannot_be_is_told(recipe, capsys, old, new, told):
     assert old in HEAD

@@ -1,4 +1,6 @@
-"""The reader of Alpaca's `{"instruction", "input", "output"}`, with the `system` and `history` that later sets added."""
+"""The reader of Alpaca's `{"instruction", "input", "output"}`, with the `system` and `history` that later sets added.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

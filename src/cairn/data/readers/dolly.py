@@ -1,4 +1,6 @@
-"""The reader of Dolly's `{"instruction", "context", "response", "category"}`, also where they are named as Alpaca does."""
+"""The reader of Dolly's `{"instruction", "context", "response", "category"}`, also where they are named as Alpaca does.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

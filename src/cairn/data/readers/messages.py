@@ -1,4 +1,6 @@
-"""The reader of our own rows, and of OpenAI's: `{"messages": […], "tools"?: […]}`, `{"text": …}`, pairs and rankings."""
+"""The reader of our own rows, and of OpenAI's: `{"messages": […], "tools"?: […]}`, `{"text": …}`, pairs and rankings.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The reader of preferences: `{"prompt", "chosen", "rejected"}` as text or messages, and HH-RLHF's two whole transcripts."""
+"""The reader of preferences: `{"prompt", "chosen", "rejected"}` as text or messages, and HH-RLHF's two whole transcripts.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

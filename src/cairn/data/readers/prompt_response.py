@@ -1,4 +1,6 @@
-"""The reader of questions with one answer under any of the usual names, and of utterance lists with named speakers."""
+"""The reader of questions with one answer under any of the usual names, and of utterance lists with named speakers.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

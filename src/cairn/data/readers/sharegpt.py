@@ -1,4 +1,6 @@
-"""The reader of ShareGPT's `{"conversations": [{"from", "value"}]}`, with its tool turns, `system` and `tools`."""
+"""The reader of ShareGPT's `{"conversations": [{"from", "value"}]}`, with its tool turns, `system` and `tools`.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

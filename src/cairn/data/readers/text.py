@@ -1,4 +1,6 @@
-"""The readers of plain text: files of it, and JSON rows or tables with a `text` column and facts about it."""
+"""The readers of plain text: files of it, and JSON rows or tables with a `text` column and facts about it.
+Knows records of this shape; no format of chat, no tokenizer.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
 """The stage `best_of`: prompts, a model and a score in, each prompt's best of N sampled answers out, and pairs for preference training.
 
 Rejection sampling as in Llama 2 and 3; the pairs are Zephyr's AI feedback with a reward model or a function of score/ in the judge's
-place. Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jsonl` where pairs are asked for.
+place. Knows how the rooms fit together; how an answer is scored is not its business.
+
+Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jsonl` where pairs are asked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """The stage `data`: rows from files or other stages in, checked and deduplicated training and held-out files out.
+Knows how the rooms fit together; no reader and no filter.
 
 Outputs: `<source>.train.jsonl`, `<source>.heldout.jsonl`, `dropped.jsonl` (what was left out, and why), `summary.json`.
 """

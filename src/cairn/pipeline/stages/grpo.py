@@ -70,6 +70,9 @@ class GrpoConfig(TrainConfig):
                 raise ValueError(f"a stage of kind grpo has no {name}")
         if self.rollouts.max_new_tokens >= self.sequence_length:
             raise ValueError(f"answers of {self.rollouts.max_new_tokens} tokens leave no room for a prompt in {self.sequence_length}")
+        if self.policy.kl and self.adapter is not None and self.adapter.train:
+            # With the adapter off they are not what they were: the reference would follow the policy.
+            raise ValueError(f"kl needs a reference that stands still, and adapter.train moves the model's own {self.adapter.train[0]}")
         if isinstance(self.metric, dict):
             names = {source.name for source in self.data}
             if missing := names - set(self.metric):

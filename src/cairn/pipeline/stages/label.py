@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
-from cairn.chat.attributes import Attributes, built_in, in_order, nearest
+from cairn.chat.attributes import Attributes, built_in, nearest
 from cairn.chat.format import Attribute, check_format
 from cairn.config import checked
 from cairn.data.sources import Source
@@ -51,8 +51,6 @@ class LabelConfig(Training):
     holdout: float = Field(default=0.1, gt=0, lt=1)
     """The share of labelled questions that agreement is measured on and nothing is learnt from."""
 
-    _in_order = field_serializer("attributes")(in_order)
-
     @model_validator(mode="after")
     def _fits(self) -> LabelConfig:
         if sum(x is not None for x in (self.init, self.checkpoint, self.predictor)) != 1:
@@ -76,7 +74,7 @@ class LabelConfig(Training):
     @property
     def asked(self) -> dict[str, Attribute]:
         """The attributes."""
-        return self.attributes if self.attributes is not None else built_in()
+        return self.attributes.root if self.attributes is not None else built_in()
 
 
 @dataclass
@@ -150,11 +148,14 @@ class Label(Stage):
     code = ("cairn.train.objectives.attributes",)
 
     def run(self, context: Context) -> dict[str, Any]:
+        from cairn.model.adapter import base_config
+        from cairn.model.context import check_length
         from cairn.model.determinism import deterministic
         from cairn.model.reward import load_reward
 
         config: LabelConfig = context.config
         deterministic()
+        check_length(base_config(self._folder(context)), config.sequence_length)
         reader = _Reader(config, self._folder(context))
         context.progress.start(len(config.data), "labelled sources")
         sides = []

@@ -76,6 +76,8 @@ class Prune(Stage):
     def run(self, context: Context) -> dict[str, Any]:
         from cairn.chat.format import load_format
         from cairn.chat.render import Renderer
+        from cairn.model.adapter import base_config
+        from cairn.model.context import check_length
         from cairn.model.determinism import deterministic
         from cairn.model.load import load_model, save_model
         from cairn.model.pruning import Sizes, kept_layers, measuring, prune
@@ -85,6 +87,7 @@ class Prune(Stage):
         empty(context.draft)
         deterministic()
         folder = model_place(context.inputs[config.model].path()) if config.model is not None else Path(str(config.checkpoint))
+        check_length(base_config(folder), config.sequence_length)
         tokenizer = Tokenizer.load(folder)
         renderer = Renderer(load_format(config.format or str(folder)), tokenizer)
         documents, _, _, _ = encode_sources(context, renderer, tokenizer, "language_model")

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
-from cairn.chat.attributes import Attributes, in_order, with_attributes
+from cairn.chat.attributes import Attributes, with_attributes
 from cairn.chat.format import Format, check_format, load_format
 from cairn.config import checked
 from cairn.data.rows import messages_of
@@ -31,8 +31,6 @@ class TokenizerStageConfig(TokenizerConfig):
     data: list[Source] = Field(min_length=1)
     """The rows; weights do not count here, limits do."""
 
-    _in_order = field_serializer("attributes")(in_order)
-
     @model_validator(mode="after")
     def _attributes_have_a_place(self) -> TokenizerStageConfig:
         self.chat_format()
@@ -40,7 +38,7 @@ class TokenizerStageConfig(TokenizerConfig):
 
     def chat_format(self) -> Format:
         """The format, with these attributes."""
-        return with_attributes(self.format, self.attributes) if self.attributes is not None else load_format(self.format)
+        return with_attributes(self.format, self.attributes.root) if self.attributes is not None else load_format(self.format)
 
 
 @register

@@ -264,6 +264,7 @@ class Train(Stage):
 
     def _model(self, context: Context, tokenizer: Any) -> Any:
         from cairn.model.adapter import base_config, grow_vocabulary, load_base, plan_adapter
+        from cairn.model.context import check_length
         from cairn.model.load import load_model, new_model
         from cairn.model.reward import reward_from
 
@@ -292,12 +293,7 @@ class Train(Stage):
                 what = f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {have}"
                 raise UserError(what, where=str(folder), remedy=remedy)
             grow_vocabulary(model, tokenizer.vocab_size)
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and config.sequence_length > longest:
-            raise UserError(
-                f"sequence_length ({config.sequence_length}) is longer than the model's {longest} positions", where="sequence_length",
-                remedy=f"set it to {longest} or less",
-            )  # fmt: skip
+        check_length(model.config, config.sequence_length)
         return model
 
     def _save_model(self, context: Context, trainer: Trainer, parts: Parts) -> dict[str, Any]:

@@ -60,13 +60,16 @@ class Base:
     """What a reference model gives each answer (`cairn.train.reference`), where one is needed."""
     of_source: Sequence[float] | None = None
     """How much a target of each source counts (C-RLFT, Wang et al. 2023: classes of data by their quality); None: all alike."""
+    z_loss: float = 0.0
+    """How much of log²Z a target's loss has beside its -log p."""
     teacher: Any = None
     """Who is learnt from (`cairn.train.teacher`), where one is needed."""
     rules: Mapping[str, Callable[[dict[str, float], int], str]] = {}
     """What is looked out for in its figures, by name (`cairn.train.preference.Adviser`)."""
 
     def __init__(self, training: Training | None = None) -> None:
-        """Most need nothing of it."""
+        """Most need no more of it."""
+        self.z_loss = training.z_loss if training is not None else 0.0
 
     def loss(self, model: Any, batch: Any) -> Loss:
         """The sum of a micro-batch's terms."""

@@ -17,4 +17,4 @@ class Objective(Base):
     targets: Literal["all", "mask", "answers"] = "mask"
 
     def loss(self, model: Any, batch: Any) -> Loss:
-        return target_loss(model, batch, of_source=self.of_source)
+        return target_loss(model, batch, self.z_loss, self.of_source)
