@@ -15,6 +15,7 @@ import torch
 
 from cairn.errors import UserError, did_you_mean
 from cairn.ledger import seeds
+from cairn.model.attention import keep_caps
 from cairn.model.config import ModelConfig, transformers_config
 from cairn.model.folder import refuse_pickles
 
@@ -44,7 +45,7 @@ def new_model(config: ModelConfig, *, vocab_size: int, bos_id: int | None, eos_i
         from cairn.model.mup import parametrise
 
         parametrise(model, config.mup)
-    return model
+    return keep_caps(model)
 
 
 def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = True) -> Any:
@@ -92,7 +93,7 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
     if found["unexpected_keys"]:
         names = sorted(found["unexpected_keys"])
         warnings.warn(f"{folder}: {len(names)} weights of the checkpoint have no place in the model, such as '{names[0]}'", stacklevel=2)
-    return model.eval() if eval_mode else model.train()
+    return keep_caps(model.eval() if eval_mode else model.train())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cairn.errors import UserError
 from cairn.model.adapter import probe_logits
+from cairn.model.attention import keep_caps
 from cairn.model.recompute import blocks_of
 
 PARITY = 1e-4
@@ -389,7 +390,7 @@ def _fresh(model: Any, values: Mapping[str, Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.generation_config = copy.deepcopy(model.generation_config)
-    return fresh.eval()
+    return keep_caps(fresh.eval())
 
 
 def _filled(fresh: Any, state: Mapping[str, Tensor]) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cairn.errors import UserError
 from cairn.ledger import seeds
+from cairn.model.attention import keep_caps
 from cairn.model.folder import refuse_pickles
 from cairn.model.load import dtype_of, load_model, no_report
 
@@ -89,7 +90,7 @@ def load_reward(folder: Path, dtype: str = "float32", *, labels: Sequence[str] |
     if labels is not None and names != list(labels):
         what = f"the predictor knows the attributes {', '.join(names)}, and {', '.join(labels)} are asked for"
         raise UserError(what, where=str(folder), remedy="name the stage that learnt these attributes, in the same order")
-    _check(model)
+    _check(keep_caps(model))
     return model.eval()
 
 

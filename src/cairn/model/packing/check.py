@@ -19,11 +19,13 @@ from cairn.model.packing.interface import enable, implementation
 from cairn.model.packing.layout import Layout
 from cairn.model.packing.rules import Case
 
+CAPS = {"attn_logit_softcapping": 0.05, "attn_softcap": 0.05}
+"""What soft caps are set to during the check, by transformers' names of them."""
 NARROW = {
     "sliding_window": 3, "sliding_window_size": 3, "window_size": 3, "attention_window": 3, "attention_window_size": 3,
-    "attention_chunk_size": 3, "attn_logit_softcapping": 0.05, "attn_softcap": 0.05, "clip_qkv": 0.05,
+    "attention_chunk_size": 3, "clip_qkv": 0.05, **CAPS,
 }  # fmt: skip
-"""What windows (tokens), soft caps and clips are set to during the check, by transformers' names of them."""
+"""The same of these, of windows (tokens) and of clips."""
 LENGTHS = (9, 7)
 """Tokens of the two documents: longer than a narrowed window."""
 TOLERANCE = {torch.float32: 1e-4}
@@ -106,7 +108,7 @@ def check(model: Any, longest: int | None = None, cases: set[Case] | None = None
     a, b = ((torch.arange(n, device=device) * step + 1) % vocab for n, step in zip(LENGTHS, (5, 3), strict=True))
     far = max(0, (longest or 0) - LENGTHS[0])
     layout = Layout(LENGTHS, device, cases)
-    with torch.no_grad(), _narrowed(model):
+    with torch.no_grad(), narrowed(model):
         try:
             first, second = (_packed(model, (x, b), far, layout) for x in (a, (a + 1) % vocab))
         except (NotImplementedError, TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -114,7 +116,7 @@ def check(model: Any, longest: int | None = None, cases: set[Case] | None = None
         if not cases:
             return "its layers do not call an attention that can be replaced"
         with _plain(model):
-            alone = torch.cat([_alone(model, a, far), _alone(model, b, 0)])
+            alone = torch.cat([states_alone(model, a, far), states_alone(model, b)])
     scale = max(1.0, float(alone.abs().max()))
     moved = float((first[len(a) :] - second[len(a) :]).abs().max()) / scale
     differs = float((first - alone).abs().max()) / scale
@@ -136,7 +138,7 @@ def answers_agree(model: Any) -> bool:
     prompt, one, other = prompt % vocab, one % vocab, other % vocab
     positions = torch.cat([torch.arange(9), torch.arange(5, 11)]).to(device)
     layout = Layout.of((15,), device, [(4, 6)])
-    with torch.no_grad(), _narrowed(model):
+    with torch.no_grad(), narrowed(model):
         ids = torch.cat([prompt, one, other])[None]
         shared = model.base_model(input_ids=ids, position_ids=positions[None], use_cache=False, packing=layout).last_hidden_state[0]
         alone = [_packed(model, (torch.cat([prompt, answer]), prompt), 0, Layout((5 + len(answer), 5), device)) for answer in (one, other)]
@@ -153,7 +155,7 @@ def probe(model: Any, longest: int | None = None) -> Tensor:
     """
     device, vocab = next(model.parameters()).device, model.get_input_embeddings().weight.shape[0]
     a, b = ((torch.arange(n, device=device) * step + 1) % vocab for n, step in zip(LENGTHS, (5, 3), strict=True))
-    with _narrowed(model):
+    with narrowed(model):
         return _packed(model, (a, b), max(0, (longest or 0) - LENGTHS[0]), Layout(LENGTHS, device))
 
 
@@ -167,7 +169,8 @@ def _packed(model: Any, documents: tuple[Tensor, Tensor], far: int, layout: Layo
     return body(input_ids=torch.cat(documents)[None], position_ids=positions[None], use_cache=False, packing=layout).last_hidden_state[0]
 
 
-def _alone(model: Any, ids: Tensor, far: int) -> Tensor:
+def states_alone(model: Any, ids: Tensor, far: int = 0) -> Tensor:
+    """Hidden states (T, D) of one document that stands alone, its first position at `far`."""
     positions = torch.arange(len(ids), device=ids.device) + far
     return model.base_model(input_ids=ids[None], position_ids=positions[None], use_cache=False).last_hidden_state[0]
 
@@ -184,7 +187,7 @@ def _plain(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _narrowed(model: Any) -> Iterator[None]:
+def narrowed(model: Any) -> Iterator[None]:
     """Windows and soft caps as in NARROW, wherever the model keeps a copy of one, for as long as this lasts."""
     modules = list(model.modules())
     holders = [*modules, *{id(m.config): m.config for m in modules if hasattr(m, "config")}.values()]
