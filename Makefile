@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint lock clean
+# The oldest that pyproject.toml allows; or say others: make test-versions VERSIONS='torch==2.12.* transformers==5.20.*' TESTS=tests/model
+VERSIONS ?= $(shell sed -nE 's/^  "(torch|transformers)>=([0-9.]+)",$$/\1==\2.*/p' pyproject.toml)
+TESTS ?= tests
+OTHER := .venv-versions
+
+.PHONY: demo test test-slow test-versions lint lock clean
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Cairn needs Python 3.11 or newer; set PYTHON=…")'
@@ -26,6 +31,13 @@ test: $(STAMP)  ## lint, types and the fast tests
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-versions:  ## the fast tests on other versions of torch and transformers, in a venv of its own: 6 GB where torch comes with CUDA
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	grep -vE '^(torch|transformers|tokenizers|huggingface_hub)==' requirements.lock > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --disable-pip-version-check -c $(OTHER)/constraints.txt $(VERSIONS:%='%') -e '.[plot,dev]'
+	$(OTHER)/bin/python -c 'import torch, transformers; print("torch", torch.__version__, "· transformers", transformers.__version__)'
+	$(OTHER)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile $(TESTS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/mypy
 
@@ -33,4 +45,4 @@ lock:  ## write the versions in .venv into the lock file
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > requirements.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OTHER)
