@@ -31,7 +31,7 @@ test: $(STAMP)  ## lint, types and the fast tests
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-versions:  ## the fast tests on other versions of torch and transformers, in a venv of its own: 6 GB where torch comes with CUDA
+test-versions:  ## the fast tests on other versions of torch and transformers, in a venv of its own: 5 GB where torch comes with CUDA
 	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
 	grep -vE '^(torch|transformers|tokenizers|huggingface_hub)==' requirements.lock > $(OTHER)/constraints.txt
 	$(OTHER)/bin/python -m pip install --disable-pip-version-check -c $(OTHER)/constraints.txt $(VERSIONS:%='%') -e '.[plot,dev]'

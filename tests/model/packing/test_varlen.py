@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packaging.version import Version
 
 from cairn.model.packing import Layout, varlen
 from cairn.model.packing.rules import Case, Rules
@@ -36,8 +35,16 @@ def of_torch(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gq
     return documented(q, k, v, cu_k, *window_size, scale, None)
 
 
+def of_older_torch(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    assert q.shape == k.shape == v.shape
+    return of_torch(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size, enable_gqa=True)
+
+
+KERNELS = [varlen.Kernel("a", True, varlen._dao(dao)), *(varlen.Kernel("b", False, varlen._torch(f)) for f in (of_torch, of_older_torch))]
+
+
 @pytest.mark.parametrize("window", [None, 1, 5])
-@pytest.mark.parametrize("kernel", [varlen.Kernel("a", True, varlen._dao(dao)), varlen.Kernel("b", False, varlen._torch(of_torch))])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_windows_and_borders_arrive(monkeypatch, kernel, window):
     monkeypatch.setattr(varlen, "kernels", lambda: (kernel,))
     q, k, v = (x.detach() for x in tensors(sum(LENGTHS), 4, 2))
@@ -46,7 +53,6 @@ def test_windows_and_borders_arrive(monkeypatch, kernel, window):
     torch.testing.assert_close(got, reference(q, k, v, LENGTHS, 0.3, window, softcap).float(), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch's function had other arguments before")
 def test_what_torch_offers_has_the_arguments_that_are_given_to_it():
     """The function that is installed, not a stand-in: a renamed keyword shows here and not on a GPU."""
     import inspect
@@ -54,7 +60,7 @@ def test_what_torch_offers_has_the_arguments_that_are_given_to_it():
     from torch.nn.attention.varlen import varlen_attn
 
     signature = inspect.signature(varlen_attn)
-    signature.bind(*range(7), scale=1.0, window_size=(-1, 0), enable_gqa=True)
+    signature.bind(*range(7), scale=1.0, window_size=(-1, 0), **({"enable_gqa": True} if "enable_gqa" in signature.parameters else {}))
     assert any(k.name.startswith("torch") for k in varlen.kernels())
 
 

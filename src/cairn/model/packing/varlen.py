@@ -83,7 +83,7 @@ def kernels() -> tuple[Kernel, ...]:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return tuple(found)
-    if {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
+    if {"scale", "window_size"} <= set(inspect.signature(varlen_attn).parameters):
         found.append(Kernel("torch's FlashAttention", False, _torch(varlen_attn)))
     return tuple(found)
 
@@ -109,12 +109,16 @@ def _dao(function: Callable[..., Any]) -> Callable[[Tensor, Tensor, Tensor, Layo
 
 
 def _torch(function: Callable[..., Any]) -> Callable[[Tensor, Tensor, Tensor, Layout, Rules], Tensor]:
-    """torch.nn.attention.varlen; it follows torch's setting of deterministic algorithms by itself."""
+    """torch.nn.attention.varlen; it follows torch's setting of deterministic algorithms by itself. Where it knows no groups of heads
+    (torch 2.11), each head gets the keys of its group: more memory, the same result."""
+    groups = "enable_gqa" in inspect.signature(function).parameters
 
     def run(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rules: Rules) -> Tensor:
-        return function(
-            q, k, v, layout.borders_D, layout.borders_D, layout.longest, layout.longest, scale=rules.scale,
-            window_size=_window(rules), enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        given: dict[str, Any] = {"scale": rules.scale, "window_size": _window(rules)}
+        if groups:
+            given["enable_gqa"] = q.shape[1] != k.shape[1]
+        elif q.shape[1] != k.shape[1]:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        return function(q, k, v, layout.borders_D, layout.borders_D, layout.longest, layout.longest, **given)
 
     return run
