@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from cairn.errors import UserError
+from cairn.model import cost
 from cairn.model.config import ModelConfig, count_parameters
 from cairn.model.cost import Dimensions, Run, flops, memory, recomputed_blocks, traffic
 
@@ -61,3 +62,14 @@ def test_operations_and_traffic():
 
 def test_the_calculator_needs_no_torch():
     subprocess.run([sys.executable, "-c", "import sys, cairn.model.cost; sys.exit('torch' in sys.modules)"], check=True)
+
+
+def test_cudas_libraries_take_memory_without_a_gpu_too(monkeypatch):
+    import torch
+
+    assert cost.cuda_build() == (torch.version.cuda is not None)
+    found = {}
+    for built in (False, True):
+        monkeypatch.setattr(cost, "cuda_build", lambda built=built: built)
+        found[built] = [memory(SEVEN, replace(RUN, device=device)).runtime for device in ("cpu", "cuda")]
+    assert [b - a for a, b in zip(found[False], found[True], strict=True)] == [cost.CUDA_LIBRARIES, 0]
