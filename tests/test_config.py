@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cairn.config import Config, Invalid, build, checked, parse_yaml
 from cairn.errors import UserError
@@ -28,6 +28,25 @@ class Outer(Config):
 
     parts: list[Annotated[str, checked(_known)] | Inner] = Field(default_factory=list)
     word: Annotated[str, checked(_known)] = "good"
+
+
+class Ordered(Config):
+    """Two numbers."""
+
+    a: int
+    b: int
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Ordered:
+        if self.a > self.b:
+            raise ValueError("a is above b")
+        return self
+
+
+class Pair(Config):
+    """What holds them."""
+
+    pair: Ordered
 
 
 def _error(text: str) -> UserError:
@@ -57,3 +76,12 @@ def test_a_mistake_is_told_where_it_stands(text: str, what: str, where: str, rem
 def test_a_validators_own_remedy_is_kept() -> None:
     assert Invalid("what", "remedy").remedy == "remedy"
     assert _error("word: gud\n").what == "unknown word 'gud'", "what was given stands in the sentence already"
+
+
+def test_a_mapping_that_contradicts_itself_is_not_repeated() -> None:
+    with pytest.raises(UserError) as caught:
+        build(Pair, {"pair": {"a": 2, "b": 1}}, where="x.yaml")
+    assert (caught.value.what, caught.value.where) == ("a is above b", "x.yaml, pair")
+    with pytest.raises(UserError) as caught:
+        build(Pair, {"pair": {"a": 1, "b": "x" * 500}}, where="x.yaml")
+    assert caught.value.what.endswith("(got '" + "x" * 99 + "…)")

@@ -24,6 +24,9 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+SHOWN = 100
+"""Letters of a wrong value that a message repeats."""
+
 Place = tuple[str | int, ...]
 
 
@@ -174,8 +177,16 @@ def build(cls: type[C], value: Mapping[str, Any], *, where: str, text: str | Non
         own = first.get("ctx", {}).get("error")
         if isinstance(own, Invalid):
             raise UserError(str(own), where=spot(place), remedy=own.remedy) from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{message} (got {first.get('input')!r})"[:400], where=spot(place), remedy="correct the value") from None
+        raise UserError(first["msg"].removeprefix("Value error, ") + _got(first), where=spot(place), remedy="correct the value") from None
+
+
+def _got(one: Any) -> str:
+    """What was given, where it helps: a whole mapping that contradicts itself would bury the sentence that says how."""
+    given = one.get("input")
+    if one["type"] == "value_error" and isinstance(given, Mapping | list):
+        return ""
+    text = repr(given)
+    return f" (got {text if len(text) <= SHOWN else text[:SHOWN] + '…'})"
 
 
 def _foremost(error: ValidationError, value: Any) -> tuple[Any, Place]:

@@ -34,3 +34,8 @@ def test_objectives_are_found_by_their_files():
     assert objective_names() == ["attributes", "distillation", "grpo", "language_model", "preference", "reward", "supervised"]
     with pytest.raises(UserError, match="did you mean 'supervised'"):
         load_objective("supervized")
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "on"), (False, "off"), ("auto", "auto"), ("off", "off")])
+def test_a_bare_on_or_off_is_what_yaml_makes_true_or_false_of(given, meant):
+    assert Training.model_validate({"steps": 1, "compile": given}).compile == meant

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from cairn.config import Config, checked
+from cairn.config import Config, Invalid, checked
 from cairn.data.readers import check_encoding, check_reader, read_rows
 from cairn.data.rows import Row
 from cairn.ledger.refs import InputPath, StageRef
@@ -46,7 +46,7 @@ class Source(Config):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.weight <= 0:
-            raise ValueError(f"a mix weight must be above zero, not {self.weight}: remove the source or raise it")
+            raise Invalid(f"a mix weight must be above zero, not {self.weight}", "remove the source or raise its weight")
         if (self.path is None) == (self.stage is None):
             raise ValueError("a source needs either 'path' or 'stage'")
         if (self.stage is None) != (self.file is None):

@@ -110,6 +110,8 @@ class ScheduleConfig(Config):
             ValueError: they do not fit into it.
         """
         warmup = round(self.warmup * total) if self.warmup_steps is None else self.warmup_steps
+        if warmup > total:
+            raise ValueError(f"the schedule's warm-up ({warmup} steps) is longer than the run ({total})")
         if not self._decays_apart:
             decay = 0 if self.kind == "constant" else total - warmup
         elif self.decay_steps is None:
@@ -242,6 +244,12 @@ class Training(Config):
     checkpoints: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = Field(default=WatchConfig(), exclude=True)
     memory: MemoryConfig = Field(default=MemoryConfig(), exclude=True)
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _on_and_off_are_words(cls, value: Any) -> Any:
+        # YAML reads a bare `on` or `yes` as true, `off` or `no` as false.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
