@@ -6,7 +6,7 @@ key of that family's own configuration.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -119,13 +119,48 @@ def transformers_config(config: ModelConfig, *, vocab_size: int, bos_id: int | N
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
     }
-    known = set(AutoConfig.for_model(config.family).to_dict())
+    known = set(_asked(config, lambda: AutoConfig.for_model(config.family)).to_dict())
     if config.head_size is None and "head_dim" not in known:
         del values["head_dim"]  # Falcon works it out itself and refuses to be told
     for key in config.extra:
         if key not in known:
             raise UserError(f"the family '{config.family}' has no key '{key}'", where="model.extra", remedy=did_you_mean(key, known))
-    return AutoConfig.for_model(config.family, **{**values, **config.extra})
+    made = _asked(config, lambda: AutoConfig.for_model(config.family, **{**values, **config.extra}))
+    _check_rotary(made)
+    return made
+
+
+def _asked(config: ModelConfig, ask: Callable[[], Any]) -> Any:
+    """What transformers answers. Its families' own checks raise whatever they like, about the sizes and keys that they were given.
+
+    Raises:
+        UserError: it does not take them.
+    """
+    try:
+        return ask()
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0][:300]
+        remedy = f"correct the sizes{', or model.extra' if config.extra else ''}, or take another family"
+        raise UserError(f"the family '{config.family}' cannot have this shape: {reason}", where="model", remedy=remedy) from error
+
+
+def _check_rotary(made: Any) -> None:
+    """Rotary positions turn pairs of numbers: an odd size would only stop in the first forward, after all rows were read.
+
+    Raises:
+        UserError: the part of a head that is turned has an odd size, or none at all.
+    """
+    # Only what stands in this very object: in some families layers have sizes of their own, and asking for one is an error.
+    own = vars(made)
+    given, width, heads = own.get("rope_parameters") or {}, own.get("hidden_size"), own.get("num_attention_heads")
+    size = own.get("head_dim") or (width // heads if width and heads else None)
+    if not isinstance(size, int):
+        return
+    for rope in [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]:
+        turned = int(size * rope.get("partial_rotary_factor", 1.0))
+        if turned % 2 or not turned:
+            what = f"a head of size {size} cannot have rotary positions: {turned} numbers of it would be turned, which go in pairs"
+            raise UserError(what, where="model.head_size", remedy="give an even head_size, or other hidden_size and heads")
 
 
 def count_parameters(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
@@ -138,7 +173,8 @@ def count_parameters(config: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
-            transformers_config(config, vocab_size=vocab_size, bos_id=None, eos_id=None, pad_id=None), attn_implementation="eager"
+            # Any ids: some families' checks refuse to have none.
+            transformers_config(config, vocab_size=vocab_size, bos_id=0, eos_id=0, pad_id=0), attn_implementation="eager"
         )
     total = sum(p.numel() for p in model.parameters())
     inputs, head = model.get_input_embeddings(), model.get_output_embeddings()

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cairn.errors import UserError
-from cairn.ledger.environment import environment
+from cairn.ledger.environment import environment, memory_bytes
 from cairn.ledger.progress import Progress, Silent
 from cairn.ledger.record import Input, Record, hash_outputs, outputs_digest
-from cairn.ledger.store import Artifact, Store
+from cairn.ledger.store import Artifact, Store, show_bytes
 from cairn.pipeline.check import check_rows
 from cairn.pipeline.keys import Node, config_value, nodes
 from cairn.pipeline.plan import Step, make_plan, needed_bytes
@@ -22,6 +22,8 @@ from cairn.pipeline.recipe import Recipe
 from cairn.pipeline.stage import Context, Stage
 from cairn.pipeline.team import Team, command_of
 
+UNSURE = 1.5
+"""How far a prediction of memory may be beyond the machine's before a run is refused."""
 FLOOR_BYTES = 32_000_000
 """Room that a run asks for whatever its stages say."""
 
@@ -131,6 +133,7 @@ def _lead(
     steps = make_plan(recipe, store, until)
     todo = [step.node for step in steps if step.artifact is None]
     if todo:
+        _check_memory(recipe, steps)
         store.test_save(max(FLOOR_BYTES, needed_bytes(steps)))
         check_rows(todo, store, progress)
     artifacts: dict[str, Artifact] = {}
@@ -152,6 +155,27 @@ def _lead(
         on_stage(step, results[-1])
     needed = {name for step in steps for name in step.node.inputs}
     return RunResult(recipe.name, results, [r for r in results if r.name not in needed])
+
+
+def _check_memory(recipe: Recipe, steps: list[Step]) -> None:
+    """Refuse what no processor of this machine can hold: the system would end the process, and perhaps others, without a word.
+
+    Raises:
+        UserError: a stage whose predicted memory is beyond this machine's by more than a prediction can be wrong.
+    """
+    for step in steps:
+        need, have = step.estimate.memory_bytes, memory_bytes()
+        if step.artifact is not None or need is None or need <= UNSURE * have:
+            continue
+        import torch
+
+        if torch.cuda.is_available():
+            return  # predicted for a processor; a GPU's own rules are those of `memory`
+        raise UserError(
+            f"the stage '{step.node.name}' would take about {show_bytes(need)} of memory, this machine has {show_bytes(have)}",
+            where=recipe.spot("stages", step.node.name),
+            remedy="take fewer tokens a pass (batch_sequences; accumulate makes up for it) or a smaller model; `cairn plan` shows it",
+        )
 
 
 def _check_inputs(inputs: dict[str, Artifact], checked: set[str]) -> None:
@@ -198,7 +222,10 @@ def _run_stage(
                 name=node.name, recipe=recipe.name, command=recipe.command, names=node.names, key=node.key, team=team,
             )  # fmt: skip
             started, began = datetime.now(UTC), time.monotonic()
-            metrics = node.spec.stage.run(context) or {}
+            try:
+                metrics = node.spec.stage.run(context) or {}
+            except UserError as error:
+                raise recipe.told(node.name, error) from error
             times = {"started": _stamp(started), "finished": _stamp(datetime.now(UTC)), "seconds": round(time.monotonic() - began, 3)}
             return store.commit(node.key, lambda folder: make_record(node, context, folder, metrics, times)), True
     finally:
