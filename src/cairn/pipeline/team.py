@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cairn.errors import UserError
-from cairn.ledger.environment import threads
+from cairn.ledger.environment import cores, threads
 
 if TYPE_CHECKING:
     from cairn.train.pulse import Pulse, Reason
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 JOIN = timedelta(minutes=10)
 """How long a rank may take to reach the others at the beginning."""
+MOST_RANKS = 4
+"""Ranks that `--ranks` starts on each core at most."""
+PARENT = "CAIRN_RANK_OF"
+"""Variable that tells a rank the process which started it."""
 LEAVE = 10.0
 """Seconds that rank 0 waits at the end for the others to have gone."""
 
@@ -48,7 +52,12 @@ class Team:
     def __init__(self, ranks: int = 1, command: list[str] | None = None) -> None:
         if ranks < 1:
             raise UserError(f"{ranks} ranks cannot run", where="--ranks", remedy="give 1 or more")
+        if ranks > MOST_RANKS * cores():
+            # Hundreds of interpreters take a machine's memory, and every other program's with it, before one of them trains.
+            what = f"{ranks} ranks on {cores()} cores"
+            raise UserError(what, where="--ranks", remedy=f"give one rank a core, {MOST_RANKS * cores()} at most to try things out")
         self.wanted, self.command = ranks, command or []
+        _leave_with_parent()
         self.under_launcher = "RANK" in os.environ and "WORLD_SIZE" in os.environ
         if self.under_launcher and ranks > 1:
             raise UserError("a launcher such as torchrun has started this process already", where="--ranks", remedy="leave --ranks out")
@@ -217,6 +226,21 @@ class Team:
             raise SystemExit(error.status) from error
 
 
+def _leave_with_parent() -> None:
+    """In a rank that `--ranks` started: end once rank 0 is gone. Killed before the ranks had met, it left them waiting for it with all
+    that they hold."""
+    parent = os.environ.get(PARENT)
+    if parent is None:
+        return
+
+    def look() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=look, name="parent", daemon=True).start()
+
+
 @contextlib.contextmanager
 def _joined(place: Place, store: Any, device: str, pulse: Pulse, threads: int) -> Iterator[Ranks]:
     from cairn.train.ranks import Ranks
@@ -246,7 +270,7 @@ class _LocalRanks:
         self.logs, self._over = logs, threading.Event()
         common = {k: v for k, v in os.environ.items() if not k.startswith("TORCHELASTIC")} | {
             "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(max(1, threads() // world)),
+            "OMP_NUM_THREADS": str(max(1, threads() // world)), PARENT: str(os.getpid()),
         }  # fmt: skip
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         for rank in range(1, world):
