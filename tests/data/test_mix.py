@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cairn.data.mix import BLOCK, Mix
+from cairn.data.mix import BLOCK, Mix, passes, show_passes
 from cairn.errors import UserError
 
 weights = st.floats(min_value=1e-3, max_value=1e3, allow_nan=False)
@@ -111,3 +111,11 @@ def test_a_source_without_rows_is_refused():
         Mix([], [], 0)
     with pytest.raises(UserError):
         Mix([1], [1, 1], 0)
+
+
+def test_passes_are_those_of_the_order_itself():
+    sizes, lengths, weights = [40, 10], [8.0, 30.0], [3.0, 1.0]
+    tokens = 4 * BLOCK * (0.75 * 8 + 0.25 * 30)
+    drawn = Mix(sizes, weights, seed=1).counts(4 * BLOCK)
+    assert passes(tokens, sizes, lengths, weights) == pytest.approx([n / size for n, size in zip(drawn, sizes, strict=True)])
+    assert [show_passes(n) for n in (0.1234, 3.14, 31.4, 12345.0)] == ["0.12 times", "3.1 times", "31 times", "12,345 times"]

@@ -27,6 +27,8 @@ def command(
     """
     from rich.table import Table
 
+    from cairn.data.mix import show_passes
+    from cairn.ledger.environment import memory_bytes
     from cairn.ledger.progress import show_seconds
     from cairn.ledger.store import show_bytes
     from cairn.pipeline.plan import make_plan, needed_bytes
@@ -63,6 +65,13 @@ def command(
         if chosen:
             shown = (f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items())
             console.print(f"{step.node.name} chose: {', '.join(shown)}", markup=False, soft_wrap=True)
+    for step in steps:
+        if step.estimate.passes:
+            told = ", ".join(f"{name} {show_passes(value)}" for name, value in step.estimate.passes.items())
+            console.print(f"{step.node.name} goes through its data about so often: {told}", markup=False, soft_wrap=True)
+        if (step.estimate.memory_bytes or 0) > (have := memory_bytes()):
+            what = f"{step.node.name} takes more memory than the {show_bytes(have)} of this machine"
+            console.print(f"{what}: fewer batch_sequences, or memory.activation_checkpointing", markup=False, soft_wrap=True)
     todo = [step for step in steps if step.artifact is None]
     if not todo:
         console.print("Nothing to do: everything is in the store.")

@@ -112,6 +112,24 @@ class Mix:
         return source_at, visit_at
 
 
+def passes(tokens: float, documents: Sequence[float], lengths: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """How often each source is gone through in a training of so many tokens.
+
+    Args:
+        tokens: of the whole training.
+        documents: how many each source has.
+        lengths: their mean length, in tokens.
+        weights: how often a source is drawn, in any unit.
+    """
+    drawn = tokens * sum(weights) / sum(w * n for w, n in zip(weights, lengths, strict=True))
+    return [drawn * w / sum(weights) / count for w, count in zip(weights, documents, strict=True)]
+
+
+def show_passes(value: float) -> str:
+    """For people: "0.12 times", "31 times"."""
+    return f"{value:.2g} times" if value < 10 else f"{value:,.0f} times"
+
+
 def _mix64(values: np.ndarray, key: int) -> np.ndarray:
     """SplitMix64 over an array: the generator's n-th output for the state `key`."""
     with np.errstate(over="ignore"):

@@ -86,6 +86,11 @@ def threads() -> int:
     return cores()
 
 
+def memory_bytes() -> int:
+    """This machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def cores() -> int:
     """Cores that this process may use."""
     try:

@@ -21,12 +21,16 @@ def context_length(config: Any) -> int | None:
 
 
 def check_length(config: Any, sequence_length: int) -> None:
-    """See that documents of so many tokens fit into a model's positions.
+    """`check_positions` for a transformers configuration."""
+    check_positions(context_length(config), sequence_length)
+
+
+def check_positions(longest: int | None, sequence_length: int) -> None:
+    """See that documents of so many tokens fit into a model's positions; None where these are not known, or have no end.
 
     Raises:
         UserError: they do not: the model would fail at an index, or be asked about places that it never learnt.
     """
-    longest = context_length(config)
     if longest is not None and sequence_length > longest:
         what = f"sequence_length ({sequence_length}) is longer than the model's {longest} positions"
         raise UserError(what, where="sequence_length", remedy=f"set it to {longest} or less")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from cairn.ledger.store import Artifact, Store, write_atomically
 from cairn.pipeline.keys import Node
 from cairn.pipeline.recipe import Recipe
 
+HEAD = 20
+"""Rows of a file that a plan reads."""
 REMEMBERED = 2.0
 """Seconds from which on a pass over a file is remembered, so that the next run need not read it again."""
 
@@ -59,6 +62,23 @@ def check_files(recipe: Recipe, node: Node, artifacts: Mapping[str, Artifact | N
         if known is not None and not any(file in known for file in files):
             what = f"the stage '{name}' (kind {giver.stage.kind}) writes no file '{files[0]}'"
             raise UserError(what, where=recipe.spot("stages", node.name, *place), remedy=did_you_mean(files[0], known))
+
+
+def check_heads(node: Node) -> None:
+    """Read the first rows of each file from outside: a plan of what is empty, or no data at all, would be worth nothing.
+
+    Args:
+        node: a stage that is to run.
+
+    Raises:
+        UserError: an empty file, or a bad row among the first ones.
+    """
+    if not node.spec.stage.stops_at_bad_rows(node.spec.config):
+        return
+    for _, source in sources(node.spec.config):
+        if source.path is not None:
+            for _row in islice(source.read(Path(source.path)), HEAD):
+                pass
 
 
 def check_rows(nodes: Sequence[Node], store: Store, progress: Callable[[str], Progress]) -> None:

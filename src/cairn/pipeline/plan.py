@@ -7,7 +7,7 @@ from typing import Any
 
 from cairn.errors import UserError
 from cairn.ledger.store import Artifact, Store
-from cairn.pipeline.check import check_files
+from cairn.pipeline.check import check_files, check_heads
 from cairn.pipeline.keys import Node, nodes
 from cairn.pipeline.recipe import Recipe
 from cairn.pipeline.stage import Estimate, PlannedInputs
@@ -55,6 +55,7 @@ def make_plan(recipe: Recipe, store: Store, until: str | None = None) -> list[St
         before = {name: present[name] for name in node.inputs}
         if artifact is None:
             check_files(recipe, node, before)
+            check_heads(node)
         inputs = PlannedInputs(before, {n: recipe.stages[n].config for n in before}, {n: estimates[n] for n in before})
         estimate = _recorded(artifact) if artifact else _estimated(recipe, node, inputs)
         estimates[node.name] = estimate
@@ -66,7 +67,8 @@ def _estimated(recipe: Recipe, node: Node, inputs: PlannedInputs) -> Estimate:
     try:
         return node.spec.stage.estimate(node.spec.config, inputs) or Estimate()
     except UserError as error:
-        raise UserError(error.what, where=error.where or recipe.spot("stages", node.name), remedy=error.remedy) from None
+        placed = error if error.where else UserError(error.what, where=recipe.spot("stages", node.name), remedy=error.remedy)
+        raise recipe.told(node.name, placed) from None
 
 
 def _recorded(artifact: Artifact) -> Estimate:

@@ -83,6 +83,8 @@ class Estimate:
     """Peak memory of the process, or of each rank's device."""
     seconds: float | None = None
     """Time on this machine."""
+    passes: dict[str, float] | None = None
+    """About how often a training goes through each of its sources, by their names."""
 
 
 class PlannedInputs(dict[str, "Artifact | None"]):

@@ -124,6 +124,21 @@ class TrainConfig(Training):
         return build(type(self), whole, where="budget")
 
 
+def check_vocabulary(config: TrainConfig, ids: int, have: int, *, tied: bool, where: str) -> None:
+    """See that the model which is trained further has an embedding for every id of the tokenizer, or trains those that it lacks.
+
+    Raises:
+        UserError: it has not.
+    """
+    missing = {"embeddings", "head"} - set(config.adapter.train if config.adapter is not None else ())
+    if have >= ids or len(missing) <= (1 if tied else 0):
+        return
+    remedy = "give the tokenizer that belongs to this model"
+    if config.adapter is not None:
+        remedy += f", or train the new ids: adapter.train: [{'embeddings' if tied else 'embeddings, head'}]"
+    raise UserError(f"the tokenizer has {ids} ids, the model's vocabulary only {have}", where=where, remedy=remedy)
+
+
 def format_of(config: TrainConfig) -> Format | None:
     """The format that the recipe names, with the recipe's attributes; None where it names none."""
     if config.format is None:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cairn.model.adapter_config import model_place
 from cairn.model.config import ModelConfig
+from cairn.model.context import check_length, check_positions
 from cairn.pipeline.checkpoints import saved_parameters
+from cairn.pipeline.passes import planned_passes
 from cairn.pipeline.stage import Estimate
-from cairn.pipeline.training import TrainConfig
+from cairn.pipeline.training import TrainConfig, check_vocabulary
+from cairn.train.board import require_tensorboard
 
 
 def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
-    """What the configuration and the stages before tell: a fresh model is counted without memory, one that is trained on is known."""
+    """What the configuration and the stages before tell.
+
+    Raises:
+        UserError: what is trained further does not fit what it is asked for, or TensorBoard is asked for and missing.
+    """
+    if config.watch.tensorboard:
+        require_tensorboard()
+    _check_start(config, inputs)
+    return replace(_cost(config, inputs), passes=planned_passes(config, inputs))
+
+
+def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
+    """A fresh model is counted without memory, one that is trained on is known."""
     from cairn.model.config import count_parameters, training_flops
     from cairn.model.cost import seconds
     from cairn.model.speed import gemm_rate
@@ -40,6 +56,37 @@ def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
 
 
+def _start(config: TrainConfig, inputs: dict[str, Any]) -> Path | None:
+    """The folder of the model that is trained further, where it is there already."""
+    if config.checkpoint is not None:
+        return Path(config.checkpoint)
+    artifact = inputs.get(str(config.init))
+    return model_place(artifact.path()) if artifact is not None else None
+
+
+def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
+    """See that the model which is trained further fits the sequences and the tokenizer, hours before the stage would say so.
+
+    Raises:
+        UserError: it does not.
+    """
+    folder = _start(config, inputs)
+    if folder is None:
+        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+        check_positions(planned.context if planned is not None else None, config.sequence_length)
+        return
+    from cairn.model.adapter import base_config
+
+    shape = base_config(folder)
+    check_length(shape, config.sequence_length)
+    tokenizer = inputs.get(str(config.tokenizer))
+    have = getattr(shape, "vocab_size", None)
+    # A tokenizer that is still to be trained may come out smaller than it was asked for.
+    if tokenizer is not None and have is not None:
+        tied = bool(getattr(shape, "tie_word_embeddings", False))
+        check_vocabulary(config, int(tokenizer.record.metrics["vocab_size"]), have, tied=tied, where=str(folder))
+
+
 def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
     """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
     from cairn.model.adapter import base_config, plan_adapter
@@ -56,7 +103,7 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
         planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
         if planned is None:
             return Estimate(tokens=tokens)
-        shape = transformers_config(planned, vocab_size=1, bos_id=None, eos_id=None, pad_id=None)
+        shape = transformers_config(planned, vocab_size=1, bos_id=0, eos_id=0, pad_id=0)
     base, trained = plan_adapter(shape, config.adapter)
     before = getattr(inputs, "estimates", {}).get(config.init)
     base = getattr(before, "parameters", None) or base

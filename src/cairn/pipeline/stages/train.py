@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from cairn.chat.format import load_format
+from cairn.data.mix import passes, show_passes
 from cairn.data.sources import Source
 from cairn.errors import UserError
 from cairn.model.adapter_config import MODEL_FILES, model_place
 from cairn.pipeline.companions import give_tokenizer
 from cairn.pipeline.documents import REFERENCE, TEACHER, Look, encode_sources, reference_place
 from cairn.pipeline.stage import Context, Estimate, Stage, register
-from cairn.pipeline.training import TrainConfig, format_of
+from cairn.pipeline.training import TrainConfig, check_vocabulary, format_of
 from cairn.pipeline.training_cost import estimate
 from cairn.train.board import require_tensorboard
 
@@ -190,6 +191,10 @@ class Train(Stage):
             weights = look.weights(config, encoded)
             table |= {"weights": dict(zip((s.name for s in config.data), weights, strict=True))} if config.shares is not None else {}
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if not config.asks:
+                told = passes(config.total_steps * config.step_tokens, *_sizes(encoded), weights)
+                shown = ", ".join(f"{s.name} {show_passes(n)}" for s, n in zip(config.data, told, strict=True))
+                context.progress.note(f"goes through its data: {shown}")
             if context.several:
                 shelf.put(shelved, encoded)
         else:
@@ -285,13 +290,7 @@ class Train(Stage):
         if have < tokenizer.vocab_size:
             head = model.get_output_embeddings()
             tied = head is None or head.weight is model.get_input_embeddings().weight
-            missing = {"embeddings", "head"} - set(config.adapter.train if config.adapter is not None else ())
-            if len(missing) > (1 if tied else 0):
-                remedy = "give the tokenizer that belongs to this model"
-                if config.adapter is not None:
-                    remedy += f", or train the new ids: adapter.train: [{'embeddings' if tied else 'embeddings, head'}]"
-                what = f"the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary only {have}"
-                raise UserError(what, where=str(folder), remedy=remedy)
+            check_vocabulary(config, tokenizer.vocab_size, have, tied=tied, where=str(folder))
             grow_vocabulary(model, tokenizer.vocab_size)
         check_length(model.config, config.sequence_length)
         return model
@@ -333,6 +332,11 @@ class Train(Stage):
             difference = merge_folder(out, base, merged)
             give_tokenizer(parts.folder, merged, format_of(context.config))
         return {"merge_difference": difference}
+
+
+def _sizes(encoded: list[list[Any]]) -> tuple[list[float], list[float]]:
+    """How many documents each source has, and their mean length."""
+    return [float(len(own)) for own in encoded], [sum(map(len, own)) / len(own) for own in encoded]
 
 
 def _folders(config: TrainConfig, name: str) -> list[tuple[str, bool]]:

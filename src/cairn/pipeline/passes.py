@@ -1,0 +1,82 @@
+"""How often a training goes through each of its sources, for plans: a guess from the first rows of files of JSON lines.
+
+Knows sources and what stands in a tokenizer's record; loads no tokenizer. The training itself counts exactly.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cairn.data.mix import passes
+from cairn.data.rows import messages_of
+from cairn.data.sources import Source
+from cairn.pipeline.training import TrainConfig
+
+SAMPLE = 50
+"""Rows that are read of each file."""
+HEAD = 1 << 18
+"""Bytes of a file whose lines tell how long a row is."""
+BYTES = 4.0
+"""Bytes that a token stands for, where no tokenizer has been trained yet."""
+AROUND = 5
+"""Tokens that a format puts around a message."""
+
+
+def planned_passes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, float] | None:
+    """About how often each source is gone through, by name; None where something is not known yet: a file that another stage
+    has still to make out of more than one file, or one that has no lines.
+    """
+    if config.shares is not None or config.asks:
+        return None
+    tokenizer = inputs.get(str(config.tokenizer))
+    each = (tokenizer.record.metrics.get("bytes_per_token") if tokenizer is not None else None) or BYTES
+    counts, lengths = [], []
+    for source in config.data:
+        found = _documents(source, inputs, each, config.sequence_length)
+        if found is None:
+            return None
+        counts.append(found[0])
+        lengths.append(found[1])
+    tokens = float(config.total_steps * config.step_tokens)
+    told = passes(tokens, counts, lengths, [source.weight for source in config.data])
+    return {source.name: value for source, value in zip(config.data, told, strict=True)}
+
+
+def _documents(source: Source, inputs: dict[str, Any], each: float, longest: int) -> tuple[float, float] | None:
+    """(how many, their mean length in tokens) of a source's documents; None where that is not known."""
+    place = _place(source, inputs)
+    if place is None or place.suffix != ".jsonl" or not place.is_file():
+        return None
+    with open(place, "rb") as file:
+        head = file.read(HEAD)
+    if b"\n" not in head:
+        return None
+    rows = place.stat().st_size / len(head) * len([line for line in head.splitlines() if line.strip()])
+    rows = min(rows, source.limit or rows)
+    documents = tokens = 0.0
+    sample = list(islice(source.read(place), SAMPLE))
+    for row in sample:
+        if "text" in row:
+            size = len(row["text"].encode()) / each
+            pieces = max(1.0, -(-size // longest))
+        else:
+            messages = messages_of(row)
+            size = sum(len(str(message.get("content") or "").encode()) / each + AROUND for message in messages)
+            size, pieces = min(size, longest), 1.0
+        documents += pieces
+        tokens += size
+    return (documents / len(sample) * rows, tokens / documents) if documents and tokens else None
+
+
+def _place(source: Source, inputs: dict[str, Any]) -> Path | None:
+    """Where a source's rows lie, or those that a stage of kind data will make them from."""
+    if source.path is not None:
+        return Path(source.path)
+    artifact = inputs.get(str(source.stage))
+    if artifact is not None:
+        return Path(artifact.path(str(source.file)))
+    config = getattr(inputs, "configs", {}).get(source.stage)
+    made = [s for s in getattr(config, "sources", []) if f"{s.name}.train.jsonl" == source.file and s.path is not None]
+    return Path(made[0].path) if made else None
