@@ -1,10 +1,12 @@
 """How often a training goes through each of its sources, for plans: a guess from the first rows of files of JSON lines.
 
-Knows sources and what stands in a tokenizer's record; loads no tokenizer. The training itself counts exactly.
+Knows sources, and the tokenizer where it is there already. The training itself counts exactly.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ SAMPLE = 50
 HEAD = 1 << 18
 """Bytes of a file whose lines tell how long a row is."""
 BYTES = 4.0
-"""Bytes that a token stands for, where no tokenizer has been trained yet."""
+"""Bytes that a token stands for in a large vocabulary."""
 AROUND = 5
 """Tokens that a format puts around a message."""
 
@@ -30,11 +32,10 @@ def planned_passes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, flo
     """
     if config.shares is not None or config.asks:
         return None
-    tokenizer = inputs.get(str(config.tokenizer))
-    each = (tokenizer.record.metrics.get("bytes_per_token") if tokenizer is not None else None) or BYTES
+    count = _counter(config, inputs)
     counts, lengths = [], []
     for source in config.data:
-        found = _documents(source, inputs, each, config.sequence_length)
+        found = _documents(source, inputs, count, config.sequence_length)
         if found is None:
             return None
         counts.append(found[0])
@@ -44,7 +45,20 @@ def planned_passes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, flo
     return {source.name: value for source, value in zip(config.data, told, strict=True)}
 
 
-def _documents(source: Source, inputs: dict[str, Any], each: float, longest: int) -> tuple[float, float] | None:
+def _counter(config: TrainConfig, inputs: dict[str, Any]) -> Callable[[str], float]:
+    """Tokens of a text: counted where the tokenizer is there, or guessed from the vocabulary that it is to have."""
+    tokenizer = inputs.get(str(config.tokenizer))
+    if tokenizer is not None:
+        from cairn.tokenizer.load import Tokenizer
+
+        encode = Tokenizer.load(tokenizer.path()).encode
+        return lambda text: float(len(encode(text)))
+    planned = getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
+    each = BYTES if planned is None else min(BYTES, max(1.0, 1.0 + 0.65 * math.log2(planned / 256)))
+    return lambda text: len(text.encode()) / each
+
+
+def _documents(source: Source, inputs: dict[str, Any], count: Callable[[str], float], longest: int) -> tuple[float, float] | None:
     """(how many, their mean length in tokens) of a source's documents; None where that is not known."""
     place = _place(source, inputs)
     if place is None or place.suffix != ".jsonl" or not place.is_file():
@@ -59,11 +73,11 @@ def _documents(source: Source, inputs: dict[str, Any], each: float, longest: int
     sample = list(islice(source.read(place), SAMPLE))
     for row in sample:
         if "text" in row:
-            size = len(row["text"].encode()) / each
+            size = count(row["text"])
             pieces = max(1.0, -(-size // longest))
         else:
             messages = messages_of(row)
-            size = sum(len(str(message.get("content") or "").encode()) / each + AROUND for message in messages)
+            size = sum(count(str(message.get("content") or "")) + AROUND for message in messages)
             size, pieces = min(size, longest), 1.0
         documents += pieces
         tokens += size
