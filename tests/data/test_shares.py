@@ -8,7 +8,7 @@ import pytest
 from cairn.config import build
 from cairn.data.batches import PackedStream
 from cairn.data.encode import Encoded
-from cairn.data.shares import Part, Shares, weights
+from cairn.data.shares import Part, Shares, reached, weights
 from cairn.errors import UserError
 
 
@@ -76,3 +76,14 @@ def test_what_cannot_be_reached_is_refused(shares, parts, what):
 def test_shares_are_parts_of_a_whole(shares):
     with pytest.raises(UserError):
         build(Shares, shares, where="recipe.yaml")
+
+
+def test_what_was_reached_is_told_of_what_was_asked():
+    tokens = {"en": 300, "ja": 100, "books": 500, "aozora": 100}
+    groups = {"en": ("dialogues", "en"), "ja": ("dialogues", "ja"), "books": ("texts", None), "aozora": ("texts", "ja")}
+    asked = Shares.model_validate({"text": 0.5, "dialogues": {"ja": 0.2, "en": 0.8}, "texts": {"ja": 0.1}})
+    assert reached(tokens, groups, asked) == {
+        "text": 0.6, "dialogues": {"ja": 0.25, "en": 0.75}, "texts": {"ja": pytest.approx(1 / 6)},
+    }  # fmt: skip
+    assert reached(tokens, groups, Shares(text=0.5)) == {"text": 0.6}
+    assert reached({"en": 5}, groups, asked)["texts"] == {"ja": 0.0}

@@ -112,3 +112,15 @@ def test_a_predictor_has_a_number_for_each_name(tmp_path):
 def test_a_language_model_is_no_predictor(tmp_path):
     with pytest.raises(UserError, match="no reward model"):
         load_reward(language(tmp_path / "lm"), labels=["humor"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reward_model_is_no_model_that_answers(tmp_path, tied):
+    """With one matrix for both embeddings transformers would miss nothing."""
+    from cairn.model.load import load_model
+
+    shape = ModelConfig(hidden_size=32, layers=2, heads=4, intermediate_size=48, context=64, tied=tied)
+    save_model(new_model(shape, vocab_size=40, bos_id=None, eos_id=2, pad_id=0, seed=4), tmp_path / "lm")
+    save_model(reward_from(tmp_path / "lm", seed=1, pad_id=0), tmp_path / "reward", stop_ids=[2])
+    with pytest.raises(UserError, match="it gives numbers, and no text"):
+        load_model(tmp_path / "reward")

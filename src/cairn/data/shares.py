@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -72,6 +72,27 @@ def weights(parts: Sequence[Part], shares: Shares) -> list[float]:
     if shares.text is not None:
         mass = _split(mass, kinds, shares.text)
     return [value / part.tokens for value, part in zip(mass, parts, strict=True)]
+
+
+def reached(tokens: Mapping[str, int], groups: Mapping[str, Sequence[str | None]], shares: Shares) -> dict[str, Any]:
+    """What a mix made of its shares: `{"text"?, "dialogues"?: {language: share}, "texts"?: {…}}`, of those that are stated.
+
+    Args:
+        tokens: of each source, those that were drawn.
+        groups: (kind, language) of each source; None where its rows are of several languages or name none.
+        shares: what was asked for.
+    """
+
+    def share(kind: str, language: str | None = None) -> float:
+        """Of all tokens those of a kind; with a language of the kind's tokens its own."""
+        whole = sum(n for name, n in tokens.items() if language is None or groups[name][0] == kind)
+        own = sum(n for name, n in tokens.items() if groups[name][0] == kind and language in (None, groups[name][1]))
+        return own / whole if whole else 0.0
+
+    told: dict[str, Any] = {} if shares.text is None else {"text": share("texts")}
+    for kind in ("dialogues", "texts"):
+        told |= {kind: {language: share(kind, language) for language in stated}} if (stated := getattr(shares, kind)) else {}
+    return told
 
 
 def _kind(part: Part) -> str:

@@ -85,6 +85,10 @@ def load_model(folder: str | Path, dtype: str = "float32", *, eval_mode: bool = 
         name, saved, wanted = min(found["mismatched_keys"])
         what = f"the checkpoint's weight '{name}' is of shape {tuple(saved)}, its config.json asks for {tuple(wanted)}"
         raise UserError(what, where=str(folder), remedy="give weights and config.json of one model")
+    if "score.weight" in found["unexpected_keys"]:
+        # Where input and output embedding are one, nothing would be missing, and it would answer with what it forgot.
+        what = "this is a reward model or a predictor of attributes: it gives numbers, and no text"
+        raise UserError(what, where=str(folder), remedy="name the model that it was made from, or another that answers")
     if found["missing_keys"]:
         # transformers fills them with random numbers and a warning: the model would load and talk nonsense.
         names = sorted(found["missing_keys"])

@@ -106,6 +106,11 @@ class Look:
         ]
         return weights(parts, config.shares)
 
+    def groups(self) -> dict[str, tuple[str, str | None]]:
+        """{source: (kind, language)} where each is one; the language None where it is not."""
+        one = {name: next(iter(found)) if len(found) == 1 else None for name, found in self.languages.items()}
+        return {name: (next(iter(kinds)), one[name]) for name, kinds in self.kinds.items()}
+
 
 def reference_place(stage: Artifact | None, draft: Path) -> Path:
     """Where a training's reference lies, or is to be written: in the artifact of a stage `reference`, or in its own draft.

@@ -146,6 +146,7 @@ def test_from_ratings_to_a_model_that_is_tuned_on_labels(recipe, capsys):
             drawn[name] += one["tokens"]
     assert drawn["texts"] / sum(drawn.values()) == pytest.approx(0.25, abs=0.1)
     assert mix["weights"]["texts"] != 1.0
+    assert artifact("tuned").record.metrics["shares"] == {"text": drawn["texts"] / sum(drawn.values())}
     capsys.readouterr()
     assert main(["verify", "small/labels", "--replay", "--store", "one"]) == 0
 

@@ -1,15 +1,16 @@
 """The stage `best_of`: prompts, a model and a score in, each prompt's best of N sampled answers out, and pairs for preference training.
 
-Rejection sampling as in Llama 2 and 3; the pairs are Zephyr's AI feedback with a reward model or a function of score/ in the judge's
-place. Knows how the rooms fit together; how an answer is scored is not its business.
+Rejection sampling as in Llama 2 and 3; the pairs are Zephyr's AI feedback, from a judge, a reward model or a function of score/. Knows how
+the rooms fit together; how an answer is scored is not its business.
 
-Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jsonl` where pairs are asked for.
+Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jsonl` where pairs are asked for, `replies.jsonl` of a judge.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -18,24 +19,26 @@ from cairn.config import Config, checked
 from cairn.data.rows import reply_text
 from cairn.data.sources import Source
 from cairn.errors import UserError
+from cairn.evaluate.judge import JudgeConfig
 from cairn.generate.sampling import Sampling
-from cairn.ledger.refs import StageRef
+from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import MODEL_FILES, model_place
-from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Stage, register
 from cairn.score.registry import get_metric
 
-BEST, SAMPLES, PAIRS = "best.jsonl", "samples.jsonl", "pairs.jsonl"
+BEST, SAMPLES, PAIRS, REPLIES = "best.jsonl", "samples.jsonl", "pairs.jsonl", "replies.jsonl"
 Row = dict[str, Any]
-Score = Callable[[Sequence[Row], Sequence[Row]], list[float]]
-"""(prompts' rows, answered rows, one an answer) → a score each."""
+Score = Callable[[Sequence[Row], Sequence[Row]], tuple[Sequence[float | None], dict[str, Any]]]
+"""(prompts' rows, answered rows, one an answer) → a score each, None where there is none, and figures for the record."""
 
 
 class BestOfConfig(Config):
     """Who answers what, and what an answer is worth."""
 
-    model: StageRef
-    """The train stage whose model answers."""
+    model: StageRef | None = None
+    """The stage whose model answers. Give this or `checkpoint`."""
+    checkpoint: InputPath | None = None
+    """A Hugging Face folder with tokenizer and chat template, in its place."""
     data: list[Source] = Field(min_length=1)
     """Prompts: dialogues, whose last assistant message is taken off; weights do not count."""
     answers: int = Field(default=8, ge=2)
@@ -43,9 +46,12 @@ class BestOfConfig(Config):
     sampling: Sampling = Sampling(temperature=1.0)
     """How tokens are chosen; the seed is the recipe's."""
     reward: StageRef | None = None
-    """A train stage with objective reward. Give this or `metric`."""
+    """A train stage with objective reward. Give this, `metric` or `judge`."""
     metric: Annotated[str, checked(get_metric)] | None = None
     """A function of score/, against the row's `meta.expected` or else its own last answer."""
+    judge: JudgeConfig | None = None
+    """A model that rates each answer, at an endpoint that speaks OpenAI's API or on this machine. An answer without a rating has no score
+    and is no candidate."""
     least: float | None = None
     """A best answer with a lower score is left out."""
     pairs: Literal["off", "worst", "random", "ranked"] = "off"
@@ -60,11 +66,18 @@ class BestOfConfig(Config):
 
     @model_validator(mode="after")
     def _one_score(self) -> BestOfConfig:
-        if (self.reward is None) == (self.metric is None):
-            raise ValueError("give either reward or metric: what an answer is worth")
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError("give either model or checkpoint: who answers")
+        if sum(x is not None for x in (self.reward, self.metric, self.judge)) != 1:
+            raise ValueError("give either reward, metric or judge: what an answer is worth")
         if self.sampling.greedy:
             raise ValueError("at temperature 0 all answers to a prompt are the same: give sampling.temperature above 0")
         return self
+
+    @property
+    def worth(self) -> str:
+        """What tells an answer's score, for people."""
+        return self.judge.who if self.judge is not None else str(self.metric or self.reward)
 
 
 @register
@@ -83,42 +96,51 @@ class BestOf(Stage):
         from cairn.model.determinism import deterministic
 
         config: BestOfConfig = context.config
-        empty(context.draft)
+        for path in context.draft.iterdir():
+            # What a judge said in a run that failed or was killed need not be asked, and paid, again.
+            if path.name != REPLIES:
+                path.unlink()
         rows = [row for source in config.data for row in _prompts(source, context)]
         deterministic()
         score = self._score(context)
-        loaded = load_chat(model_place(context.inputs[config.model].path()), max_batch=config.max_batch)
+        loaded = load_chat(_place(context, config), max_batch=config.max_batch)
         sampling = config.sampling.model_copy(update={"seed": seeds.seed(context.seed, "best_of")})
         context.progress.start(len(rows) * config.answers, "answers")
         many = (row for row in rows for _ in range(config.answers))
         answered = answer_rows(loaded, many, sampling, on_progress=lambda done, tokens: context.progress.update(done, tokens=tokens))
         groups = list(_groups(rows, answered, config.answers))
-        scores = score([row for row, answers in groups for _ in answers], [answer for _, answers in groups for answer in answers])
+        del loaded  # a judge on this machine wants its memory
+        scores, figures = score([row for row, answers in groups for _ in answers], [answer for _, answers in groups for answer in answers])
         each = range(0, len(scores), config.answers)
         scored = [Group(*group, scores[at : at + config.answers]) for group, at in zip(groups, each, strict=True)]
         for group in scored:
             group.check()
         counts, best, pairs = choose(scored, config, context.seed)
+        if not any(any(group.known) for group in scored):
+            remedy = "read replies.jsonl in the stage's draft, or take another judge"
+            raise UserError("the judge gave no rating for any answer", where=config.worth, remedy=remedy)
         if counts["same_score"] == len(scored):
             what = f"every prompt's {config.answers} answers all have the same score: there is nothing to choose"
             remedy = "raise sampling.temperature, or take another score"
-            raise UserError(what, where=config.metric or str(config.reward), remedy=remedy)
+            raise UserError(what, where=config.worth, remedy=remedy)
         write_rows((row for group in scored for row in group.lines()), context.draft / SAMPLES)
         write_rows(best, context.draft / BEST)
         if config.pairs != "off":
             write_rows(pairs, context.draft / PAIRS)
         if counts["same_score"]:
             context.progress.note(f"{counts['same_score']} of {len(scored)} prompts: all answers have the same score")
-        return counts
+        return {**counts, **figures}
 
     def _score(self, context: Context) -> Score:
         config: BestOfConfig = context.config
+        if config.judge is not None:
+            return _judged(context, config.judge)
         if config.metric is not None:
             metric = get_metric(config.metric)
 
-            def compare(rows: Sequence[Row], answers: Sequence[Row]) -> list[float]:
+            def compare(rows: Sequence[Row], answers: Sequence[Row]) -> tuple[list[float], dict[str, Any]]:
                 both = zip(rows, answers, strict=True)
-                return [metric.score(_expected(row), answer["messages"][-1], row.get("meta") or {}) for row, answer in both]
+                return [metric.score(_expected(row), answer["messages"][-1], row.get("meta") or {}) for row, answer in both], {}
 
             return compare
         from cairn.chat.format import load_format
@@ -129,34 +151,71 @@ class BestOf(Stage):
         folder = context.inputs[str(config.reward)].path("model")
         model, renderer = load_reward(folder), Renderer(load_format(str(folder)), Tokenizer.load(folder))
 
-        def judge(rows: Sequence[Row], answers: Sequence[Row]) -> list[float]:
+        def reward(rows: Sequence[Row], answers: Sequence[Row]) -> tuple[list[float], dict[str, Any]]:
             told = [{key: row[key] for key in ("tools", "attributes") if key in row} for row in rows]
             ids = [renderer.render(answer["messages"], **more).ids for answer, more in zip(answers, told, strict=True)]
-            return rewards(model, ids, batch=config.max_batch)
+            return rewards(model, ids, batch=config.max_batch), {}
 
-        return judge
+        return reward
 
     def outputs(self, config: BestOfConfig) -> set[str]:
-        return {BEST, SAMPLES} | ({PAIRS} if config.pairs != "off" else set())
+        return {BEST, SAMPLES} | ({PAIRS} if config.pairs != "off" else set()) | ({REPLIES} if config.judge is not None else set())
 
     def needs(self, config: BestOfConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[str, ...]]]:
-        yield ("model",), config.model, MODEL_FILES
+        if config.model is not None:
+            yield ("model",), config.model, MODEL_FILES
         if config.reward is not None:
             yield ("reward",), config.reward, ("model/config.json",)
+        if config.judge is not None and config.judge.model is not None:
+            yield ("judge", "model"), config.judge.model, MODEL_FILES
+
+
+def _place(context: Context, who: BestOfConfig | JudgeConfig) -> Path:
+    """The folder of who answers, or of who judges."""
+    return model_place(context.inputs[who.model].path()) if who.model is not None else Path(str(who.checkpoint))
+
+
+def _judged(context: Context, config: JudgeConfig) -> Score:
+    """Scores by a judge; whether one is there is looked up now."""
+    from cairn.evaluate.judge import Ask, Replies, judge, local_judge
+
+    recorded = context.recorded.path(REPLIES) if context.recorded is not None else None
+    ask: Ask
+    if config.endpoint is None:
+        ask = local_judge(config, _place(context, config), context.config.max_batch)
+    else:
+        from cairn.evaluate.endpoint import Endpoint
+
+        ask = endpoint = Endpoint(config)
+        if recorded is None:
+            endpoint.check()
+
+    def rate(rows: Sequence[Row], answers: Sequence[Row]) -> tuple[list[float | None], dict[str, Any]]:
+        context.progress.start(len(answers), "replies")
+        both = [(answer["messages"][:-1], answer["messages"][-1]) for answer in answers]
+        found = judge(config, both, Replies(context.draft / REPLIES, recorded), ask, context.progress.update)
+        if found.unparsed:
+            what = f"the judge gave no rating for {found.unparsed} of {len(both)} answers ({found.unanswered} got no reply)"
+            context.progress.note(f"{what}, such as {found.why}: they have no score and are no candidates")
+        return found.scores, {"unparsed": found.unparsed, "unanswered": found.unanswered}
+
+    return rate
 
 
 class Group:
     """A prompt's answers and their scores, in the order in which they were drawn."""
 
-    def __init__(self, row: Row, answers: Sequence[Row], scores: Sequence[float]) -> None:
-        self.row, self.answers, self.scores = row, list(answers), [float(score) for score in scores]
+    def __init__(self, row: Row, answers: Sequence[Row], scores: Sequence[float | None]) -> None:
+        self.row, self.answers, self.scores = row, list(answers), [math.nan if score is None else float(score) for score in scores]
+        self.known = [score is not None for score in scores]
+        """Whether each answer has a score."""
 
     def check(self) -> None:
         """Raises:
         UserError: a score that is no finite number.
         """
         for number, score in enumerate(self.scores):
-            if not math.isfinite(score):
+            if self.known[number] and not math.isfinite(score):
                 where = f"row {self.row.get('id', '?')}, answer {number + 1}"
                 remedy = "a reward model that gives this is broken: train it anew"
                 raise UserError(f"the score of an answer is {score}", where=where, remedy=remedy)
@@ -165,7 +224,7 @@ class Group:
         """The answers that may be chosen, the best one first; of equal scores the one drawn first. Answers without content are none."""
         fit = [
             i for i, one in enumerate(self.answers)
-            if (one["reason"] != "length" or unfinished == "keep") and reply_text(one["messages"][-1]).strip()
+            if self.known[i] and (one["reason"] != "length" or unfinished == "keep") and reply_text(one["messages"][-1]).strip()
         ]  # fmt: skip
         return sorted(fit, key=lambda i: (-self.scores[i], i))
 
@@ -184,7 +243,13 @@ class Group:
     def lines(self) -> Iterator[Row]:
         """Every answer as a row with its score."""
         for i, score in enumerate(self.scores):
-            yield self.made(messages=self.answers[i]["messages"], meta={"answer": i, "score": score, "reason": self.answers[i]["reason"]})
+            meta = {"answer": i, "score": score if self.known[i] else None, "reason": self.answers[i]["reason"]}
+            yield self.made(messages=self.answers[i]["messages"], meta=meta)
+
+    @property
+    def alike(self) -> bool:
+        """Whether there is nothing to choose among."""
+        return len({score for score, known in zip(self.scores, self.known, strict=True) if known}) < 2
 
 
 def choose(groups: Sequence[Group], config: BestOfConfig, seed: int) -> tuple[dict[str, Any], list[Row], list[Row]]:
@@ -196,7 +261,7 @@ def choose(groups: Sequence[Group], config: BestOfConfig, seed: int) -> tuple[di
         order = group.candidates(config.unfinished)
         counts["answers"] += len(group.answers)
         counts["unfinished"] += sum(one["reason"] == "length" for one in group.answers)
-        counts["same_score"] += len(set(group.scores)) == 1
+        counts["same_score"] += group.alike
         if not order:
             counts["without_candidate"] += 1
             continue
@@ -208,7 +273,7 @@ def choose(groups: Sequence[Group], config: BestOfConfig, seed: int) -> tuple[di
         best.append(group.made(messages=[*group.prompt, group.answer(top)], meta={"score": group.scores[top], "answer": top}))
         pair = _pair(group, order, config, seed, number)
         pairs += [pair] if pair is not None else []
-    every = [score for group in groups for score in group.scores]
+    every = [score for group in groups for score, known in zip(group.scores, group.known, strict=True) if known]
     means = {"mean_score": sum(every) / max(1, len(every)), "mean_best": sum(tops) / max(1, len(tops))}
     return {**counts, "kept": len(best), "pairs": len(pairs), **means}, best, pairs
 

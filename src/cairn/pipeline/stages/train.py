@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from cairn.train.ranks import Ranks
 
 
+def _reached(context: Context) -> dict[str, Any]:
+    """The shares of the drawn tokens that were asked for, as the run drew them."""
+    from cairn.data.shares import reached
+    from cairn.train.loop import read_metrics
+
+    drawn: dict[str, int] = {}
+    for line in read_metrics(context.draft / "metrics.jsonl"):
+        for name, one in line["sources"].items():
+            drawn[name] = drawn.get(name, 0) + one["tokens"]
+    groups = json.loads((context.draft / "mix.json").read_text(encoding="utf-8"))["groups"]
+    return reached(drawn, groups, context.config.shares)
+
+
 class Rows(NamedTuple):
     """What became of the sources' rows; see `Parts`."""
 
@@ -104,7 +117,8 @@ class Train(Stage):
         counts = {"parameters": parts.parameters, "trained_parameters": parts.trained}
         # Frozen weights take no product for a gradient of their own: four operations a token instead of six.
         flops = (4.0 * parts.parameters + 2.0 * parts.trained) * figures["tokens"]
-        return {**figures, **counts, "flops": flops, "sources": parts.counters}
+        told = {"shares": _reached(context)} if context.config.shares is not None and context.first else {}
+        return {**figures, **counts, "flops": flops, "sources": parts.counters, **told}
 
     def replay_interval(self, context: Context, a: int, b: int) -> list[dict[str, str]]:
         """Train again from the recorded checkpoint of step `a` (0: the beginning) to `b`, and compare that checkpoint's bytes."""
@@ -189,7 +203,8 @@ class Train(Stage):
             look = Look(config.labelled, renderer.format.attributes or {})
             encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, kind, mismatched=config.mismatched, on_row=look)
             weights = look.weights(config, encoded)
-            table |= {"weights": dict(zip((s.name for s in config.data), weights, strict=True))} if config.shares is not None else {}
+            if config.shares is not None:
+                table |= {"weights": dict(zip((s.name for s in config.data), weights, strict=True)), "groups": look.groups()}
             (context.draft / "mix.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if not config.asks:
                 told = passes(config.total_steps * config.step_tokens, *_sizes(encoded), weights)
