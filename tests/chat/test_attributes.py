@@ -62,6 +62,9 @@ def test_a_schema_file(tmp_path):
     ("{a: {default: 1, maximun: 3}}", "unknown key 'maximun'"),
     ("{a b: {default: 1}}", "'a b' cannot name an attribute"),
     ("{}", "at least one attribute"),
+    ("[clarity, length]", r"this is \['clarity', 'length'\]"),
+    ("clarity", "this is 'clarity'"),
+    ("{clarity: 3}", "'clarity' is 3: its default and its range are asked for"),
 ])  # fmt: skip
 def test_a_bad_schema_is_told_with_its_line(tmp_path, text, what):
     path = tmp_path / "s.yaml"

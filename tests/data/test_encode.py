@@ -143,6 +143,12 @@ def test_a_source_of_which_nothing_fits_is_refused(words, renderer):
     assert "8 tokens" in caught.value.what
 
 
+def test_a_row_that_cannot_be_rendered_is_told_with_its_file(words):
+    with pytest.raises(UserError, match="without a chat format") as caught:
+        list(encode_rows([{**talk(2, 3), "id": "r7"}], None, words, max_length=64, counters=Counters(), where="rows.jsonl"))
+    assert caught.value.where == "rows.jsonl, r7"
+
+
 def test_one_good_row_is_enough(words, renderer):
     count = Counters()
     docs = list(encode_rows([talk(20, 30), talk(1, 1)], renderer, words, max_length=8, overlong="drop", counters=count))

@@ -36,7 +36,14 @@ def _names(value: dict[str, Attribute]) -> dict[str, Attribute]:
 
 def _from_pairs(value: Any) -> Any:
     pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in value)
-    return dict(value) if pairs else value
+    found = dict(value) if pairs else value
+    remedy = "write attributes: {NAME: {default: 2, minimum: 0, maximum: 4}}"
+    if found is not None and not isinstance(found, Mapping):
+        raise Invalid(f"a schema gives each attribute's name its range, and this is {found!r}"[:200], remedy)
+    for name, one in (found or {}).items():
+        if not isinstance(one, Mapping | Attribute):
+            raise Invalid(f"the attribute '{name}' is {one!r}: its default and its range are asked for"[:200], remedy)
+    return found
 
 
 class Attributes(RootModel[Annotated[dict[str, Attribute], BeforeValidator(_from_pairs), AfterValidator(_names)]]):

@@ -172,13 +172,18 @@ def encode_rows(
     """The documents of a source's rows, in order.
 
     Raises:
-        UserError: at the end, where not one row of the source was kept; `where` names the source.
+        UserError: a row that cannot be rendered; at the end, where not one row of the source was kept. `where` names the source.
     """
     first = ""
     for row in rows:
-        documents = encode_row(
-            row, renderer, tokenizer, max_length=max_length, overlong=overlong, objective=objective, counters=counters, on_row=on_row
-        )
+        try:
+            documents = encode_row(
+                row, renderer, tokenizer, max_length=max_length, overlong=overlong, objective=objective, counters=counters, on_row=on_row
+            )
+        except UserError as error:
+            # A row's id alone says nothing of the file that it stands in.
+            place = ", ".join(part for part in (where, error.where) if part)
+            raise UserError(error.what, where=place, remedy=error.remedy) from error
         if not documents and not first:
             first = str(row.get("id", f"row {counters.rows}"))
         yield from documents

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,8 @@ from cairn.ledger.refs import InputPath, StageRef
 class Source(Config):
     """Rows from a file of the user's (`path`), or from a file that another stage wrote (`stage` and `file`)."""
 
+    prompts: ClassVar[bool] = False
+    """Whether its dialogues are there to be answered, so that they may lack an answer."""
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     """The source's name in tables, and the `source` of rows that name none: letters, digits, `_`, `.` and `-`."""
     path: InputPath | None = None
@@ -59,8 +61,14 @@ class Source(Config):
         Raises:
             UserError: a bad row, or a file that is missing, empty or not understood.
         """
-        rows = read_rows(path, self.reader, source=self.name, language=self.language, encoding=self.encoding, separator=self.separator)
-        kept = islice(rows, self.limit)
+        told = {"source": self.name, "language": self.language, "encoding": self.encoding, "separator": self.separator}
+        kept = islice(read_rows(path, self.reader, **told, prompts=self.prompts), self.limit)
         if self.attributes is None:
             return kept
         return ({"attributes": self.attributes, **row} if "messages" in row else row for row in kept)
+
+
+class Prompts(Source):
+    """A source whose dialogues are answered by a model: they may end with a question."""
+
+    prompts: ClassVar[bool] = True

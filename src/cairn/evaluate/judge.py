@@ -251,13 +251,13 @@ def judge(
     replies.finish()
     without = [i for i, score in enumerate(scores) if score is None]
     first = "" if not without else f"“{_short(last[without[0]][0])}”" if last[without[0]][0] is not None else last[without[0]][1]
-    found = Judged(scores, sum(last[i][0] is None for i in without), first)
+    judged = Judged(scores, sum(last[i][0] is None for i in without), first)
     if len(without) > config.tolerate * len(scores):
         what = f"the judge gave no rating for {len(without)} of {len(scores)} answers, such as {first}"
         low, high = (f"{x:g}" for x in config.scale)
         remedy = f"read {replies.path}: within max_new_tokens a reply must end with a number from {low} to {high}, such as [[{high}]]"
         raise UserError(what, where=f"judge {config.who}", remedy=f"{remedy}; judge.tolerate says how many may have none")
-    return found
+    return judged
 
 
 def _short(text: str | None) -> str:

@@ -26,8 +26,12 @@ from cairn.score.registry import get_metric
 Row = dict[str, Any]
 
 
-def expected_of(row: Row) -> Any:
+def expected_of(row: Row, source: str = "") -> Any:
     """What the row expects: its meta says so, or else the assistant's turn itself (the calls that it makes, or its text).
+
+    Args:
+        row: the row.
+        source: where it stands, for errors.
 
     Raises:
         UserError: neither is there.
@@ -38,7 +42,8 @@ def expected_of(row: Row) -> Any:
     answer = question_of(row)[1]
     if answer is None:
         remedy = "end it with the right answer, or write it to meta.expected"
-        raise UserError("the row has no expected answer", where=f"row {row.get('id', '?')}", remedy=remedy)
+        where = ", ".join(part for part in (source, f"row {row.get('id', '?')}") if part)
+        raise UserError("the row has no expected answer", where=where, remedy=remedy)
     return answer.get("tool_calls") or answer.get("content") or ""
 
 

@@ -141,7 +141,8 @@ def memory(model: Dimensions, run: Run) -> Memory:
     """The memory of a rank at its peak.
 
     With N weights: fp32 computes with the masters (4N); bf16 adds its copy (2N). Gradients are fp32 (4N), in bf16 with those of the
-    copy beside them (2N), which are all there is where a step is one pass and AdamW takes them as they are; pure bf16 has 2N of each. AdamW keeps 8 bytes a weight, Muon 4 for the matrices of the blocks.
+    copy beside them (2N), which are all there is where a step is one pass and AdamW takes them as they are; pure bf16 has 2N of each.
+    AdamW keeps 8 bytes a weight, Muon 4 for the matrices of the blocks.
     """
     low, pure = run.precision != "float32", run.precision == "bfloat16-pure"
     share = run.ranks if run.sharding == "full" else 1

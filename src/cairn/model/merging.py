@@ -62,6 +62,7 @@ class Source:
             if not (self.step / "weights.safetensors").is_file():
                 kept = sorted(p.name for p in self.step.parent.glob("step-*")) if self.step.parent.is_dir() else []
                 remedy = f"kept: {', '.join(kept)}" if kept else "keep some: checkpoints: {every: STEPS}"
+                remedy += "; without a step it is the model at the training's end, of which none is kept"
                 raise UserError("no checkpoint of this step was kept", where=str(self.step), remedy=remedy)
             return [self.step / "weights.safetensors"]
         if (self.folder / "adapter_config.json").is_file():

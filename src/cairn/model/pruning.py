@@ -217,8 +217,9 @@ def kept_layers(influence: Influence, sizes: Sizes) -> list[int]:
     count = len(influence.blocks)
     wanted = len(sizes.keep_layers) if sizes.keep_layers is not None else sizes.layers if sizes.layers is not None else count
     if wanted > count or any(not 0 <= i < count for i in sizes.keep_layers or ()):
-        raise UserError(f"the model has {count} layers, numbered from 0", where="keep_layers" if sizes.keep_layers else "layers",
-                        remedy=f"keep fewer than {count}")
+        named = sizes.keep_layers is not None
+        raise UserError(f"the model has {count} layers, numbered from 0", where="keep_layers" if named else "layers",
+                        remedy=f"name some of 0 to {count - 1}" if named else f"keep fewer than {count}")
     if sizes.keep_layers is not None:
         return sorted(sizes.keep_layers)
     return sorted(sorted(range(count), key=lambda i: (-influence.blocks[i], i))[:wanted])

@@ -101,7 +101,7 @@ def check_rows(nodes: Sequence[Node], store: Store, progress: Callable[[str], Pr
                 continue
             digest = node.files[".".join(map(str, (*place, "path")))].sha256
             how = source.model_dump(include={"reader", "encoding", "separator", "limit"})
-            memory = store.cache / f"rows-{json_digest([digest, how, code_digest('cairn.data.readers')])}"
+            memory = store.cache / f"rows-{json_digest([digest, how, source.prompts, code_digest('cairn.data.readers')])}"
             if memory in good or memory.exists():
                 continue
             good.add(memory)

@@ -74,19 +74,25 @@ class Look:
     Args:
         labelled: the sources whose answers must have every attribute.
         schema: the attributes.
+        margins: whether every row must say its `meta.margin`.
     """
 
-    def __init__(self, labelled: Sequence[str], schema: Mapping[str, Attribute]) -> None:
-        self.labelled, self.schema = frozenset(labelled), schema
+    def __init__(self, labelled: Sequence[str], schema: Mapping[str, Attribute], margins: bool = False) -> None:
+        self.labelled, self.schema, self.margins = frozenset(labelled), schema, margins
         self.languages: dict[str, set[str | None]] = {}
         self.kinds: dict[str, set[str]] = {}
 
     def __call__(self, source: Source, row: Row) -> None:
         """Raises:
-        UserError: an answer of a labelled source lacks an attribute: it would be learnt as if it had the default.
+        UserError: an answer of a labelled source lacks an attribute: it would be learnt as if it had the default. Or a row lacks its
+            margin, which would be learnt as 0.
         """
         self.languages.setdefault(source.name, set()).add(row.get("language"))
         self.kinds.setdefault(source.name, set()).add("texts" if "text" in row else "dialogues")
+        if self.margins and "margin" not in (row.get("meta") or {}):
+            where = f"{source.name}, row {row.get('id', '?')}, meta.margin"
+            remedy = "write by how much the better answer is better, or give reward.margin a number"
+            raise UserError("the row has no margin, and reward.margin asks for each row's own", where=where, remedy=remedy)
         if source.name not in self.labelled:
             return
         for answer in answers(row, self.schema):

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from cairn.chat.attributes import Attributes, with_attributes
-from cairn.chat.format import Format, check_format, load_format
-from cairn.config import build, checked
+from cairn.chat.format import Format, check_format, check_values, load_format
+from cairn.config import Invalid, build, checked
 from cairn.data.shares import Shares
 from cairn.data.sources import Source
 from cairn.errors import UserError, did_you_mean
@@ -62,6 +62,7 @@ class TrainConfig(Training):
             if self.format is None:
                 raise ValueError("attributes need a format to stand in: give format: karakuri")
             with_attributes(self.format, self.attributes.root)
+        self._sources_attributes()
         if self.reference is not None and not self.needs_reference:
             raise ValueError("only the objective preference has a reference, and orpo and simpo have none")
         if self.objective == "reward" and (self.adapter is not None or (self.init is None and self.checkpoint is None)):
@@ -92,6 +93,15 @@ class TrainConfig(Training):
         if not names:
             raise ValueError("a mix needs at least one source")
         return self
+
+    def _sources_attributes(self) -> None:
+        """What sources say of their rows must be of the schema, where the recipe names it: at a row it would be taken for the row's own."""
+        chosen = format_of(self)
+        for number, source in enumerate(self.data if chosen is not None else ()):
+            try:
+                check_values((chosen.attributes if chosen is not None else None) or {}, source.attributes, f"data.{number}.attributes")
+            except UserError as error:
+                raise Invalid(f"the source '{source.name}': {error.what}", error.remedy) from None
 
     def _length_is_chosen(self) -> bool:
         return self.budget is not None and (self.steps is None or self.tokens is None)

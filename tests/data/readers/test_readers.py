@@ -253,6 +253,19 @@ def test_oasst_wants_a_tree_together(tmp_path):
     assert (found.row, found.field) == (4, "message_tree_id")
 
 
+def test_answers_of_a_preference_may_be_text(tmp_path):
+    """As those of a ranking may: beside `messages` it was told to be bad JSON."""
+    question = [{"role": "user", "content": "Q"}]
+    as_json = json.dumps([{"role": "assistant", "content": "good"}])
+    pairs = [{"messages": question, "chosen": "good", "rejected": "bad"}, {"messages": question, "chosen": as_json, "rejected": "b"}]
+    for row in read_rows(put(tmp_path, "x.jsonl", pairs)):
+        assert [row["chosen"], row["rejected"][0]["content"][:1]] == [[{"role": "assistant", "content": "good"}], "b"]
+    empty = put(tmp_path, "y.jsonl", [{"messages": question, "chosen": "good", "rejected": ""}])
+    with pytest.raises(UserError, match="the assistant turn is empty") as told:
+        list(read_rows(empty))
+    assert "rejected[0].content" in told.value.where
+
+
 def test_preferences_of_each_shape(tmp_path):
     good, bad = {"role": "assistant", "content": "good"}, {"role": "assistant", "content": "bad"}
     question = {"role": "user", "content": "Q"}

@@ -96,3 +96,17 @@ def test_rows_keep_their_own_class(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_told(settings: dict[str, object], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(**settings) == 2  # type: ignore[arg-type]
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("{class: 0}", "{clas: 0}", "the source 'other': unknown attribute 'clas'"),
+    ("{class: 0}", "{class: 2}", "the source 'other': the attribute 'class' is 2"),
+])  # fmt: skip
+def test_a_sources_class_is_looked_at_in_the_recipe(old: str, new: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At a row, which does not hold it, nobody would find it; and it would cost the reading of all rows before."""
+    Path("r.yaml").write_text(RECIPE.format(weight=0.1, steps=1, objective="supervised").replace(old, new))
+    assert main(["plan", "r.yaml", "--store", "one"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert words in told
+    assert "r.yaml, line" in told
+    assert "did you mean 'class'?" in told or "from 0 to 1 (default 1)" in told

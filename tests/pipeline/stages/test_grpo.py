@@ -114,6 +114,16 @@ def test_the_rewarded_word_wins_and_the_rollouts_say_how(recipe, capsys):
 
 
 @pytest.mark.slow
+def test_a_question_with_what_is_expected_needs_no_answer(recipe):
+    """It was refused: nothing could be learnt from such a row, as if its answer were the target."""
+    asked = [{**json.loads(line), "id": f"q{i}"} for i, line in enumerate(Path("talk.jsonl").read_text().splitlines())]
+    for row in asked:
+        row["messages"].pop()
+    Path("asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    run(recipe(stage(steps=1).replace("talk.jsonl", "asked.jsonl")))
+    assert len(rollouts("one")) == 8
+
+
 def test_compiled_and_own_forward_ask_the_same(recipe):
     path = recipe(stage("fast", forward="compiled", steps=2), stage("own", forward="own", steps=2))
     run(path)

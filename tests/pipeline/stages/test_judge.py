@@ -174,3 +174,41 @@ def test_a_folder_may_answer_in_place_of_a_stage(recipe):
         Path("r.yaml").write_text(Path("r.yaml").read_text().replace("model: base\n", f"checkpoint: {model}\n"))
         run(path)
     assert len(lines("samples.jsonl")) == 24
+
+
+@pytest.mark.parametrize(("row", "says"), [
+    ({"messages": [{"role": "user", "content": "word " * 1600}, {"role": "assistant", "content": "yes"}], "id": "far"},
+     ["tokens, and the model's context 1536", "q, row far", "shorten it"]),
+    ({"messages": [{"role": "user", "content": "Say"}, {"role": "assistant", "content": "yes"}], "attributes": {"humor": 1}, "id": "odd"},
+     ["unknown attribute 'humor'", "q, row odd"]),
+    ({"messages": [{"role": "user", "content": "Say"}], "id": "bare"}, ["no expected answer", "q, row bare"]),
+    ({"text": "Say", "id": "plain"}, ["plain text asks nothing", "q, row plain"]),
+])  # fmt: skip
+def test_a_prompt_that_cannot_be_asked_is_told_before_any_is_answered(recipe, capsys, row, says):
+    path = recipe("")
+    text = Path("r.yaml").read_text().replace("    judge: \n", "    metric: exact\n")
+    Path("r.yaml").write_text(text.replace("path: talk.jsonl, limit: 8", "path: odd.jsonl"))
+    good = Path("talk.jsonl").read_text().splitlines()[0]
+    Path("odd.jsonl").write_text(f"{good}\n{json.dumps(row)}\n")
+    run(path, 2)
+    told = " ".join(capsys.readouterr().err.split())
+    assert all(words in told for words in says), told
+    assert "answers/s" not in told
+
+
+def test_prompts_need_no_answer_and_one_of_calls_is_right_too(recipe, capsys):
+    """Rows that only ask were refused: there was nothing to learn from them. And what is right had to be text."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    asked = [{"role": "user", "content": "Say"}]
+    rows = [{"messages": asked}, {"messages": [*asked, {"role": "assistant", "tool_calls": [call]}]}]
+    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with judging(by_length) as server:
+        Path(recipe(at(server))).write_text(Path("r.yaml").read_text().replace("path: talk.jsonl, limit: 8", "path: bare.jsonl"))
+        run("r.yaml")
+    assert {sample["messages"][0]["content"] for sample in lines("samples.jsonl")} == {"Say"}
+    calls = Path("r.yaml").read_text().replace(f"judge: {at(server)}", "metric: calls").replace("bare.jsonl", "calls.jsonl")
+    Path("calls.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    Path("r.yaml").write_text(calls)
+    run("r.yaml", 2)
+    # No answer is a call, so that all are worth the same; the row itself was understood.
+    assert "all have the same score" in " ".join(capsys.readouterr().err.split())

@@ -207,6 +207,9 @@ BAD = {
     "a reference of other rows": (
         REFERENCE.replace("pairs.jsonl}", "pairs.jsonl, limit: 20}") + stage("x", "reference: ref"), "other documents",
     ),
+    "no margin where each row's own is asked for": (
+        stage("x", "reward: {margin: rows}", objective="reward"), "the row has no margin",
+    ),
     "a prompt longer than the sequence": (stage("x").replace("sequence_length: 64", "sequence_length: 8"), "no row fits into 8 tokens"),
 }  # fmt: skip
 

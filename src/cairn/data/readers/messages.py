@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from cairn.data.readers.base import record_reader
-from cairn.data.readers.turns import messages_list, parse_json, ranked_list, tools_list
+from cairn.data.readers.turns import answer_list, messages_list, parse_json, ranked_list, tools_list
 from cairn.data.rows import KEYS, Row
 
 
@@ -19,9 +19,11 @@ def _detect(record: dict[str, Any]) -> bool:
 def messages(record: dict[str, Any]) -> Row:
     """Nested values may be JSON in a string, as tables hold them; a null is a key that is not there."""
     row: Row = {k: v for k, v in record.items() if v is not None}
-    for key in ("messages", "chosen", "rejected"):
+    if "messages" in row:
+        row["messages"] = messages_list(row["messages"], "messages")
+    for key in ("chosen", "rejected"):
         if key in row:
-            row[key] = messages_list(row[key], key)
+            row[key] = answer_list(row[key], key)
     if "ranked" in row:
         row["ranked"] = ranked_list(row["ranked"], "ranked")
     if "functions" in row and "tools" not in row:  # the older spelling

@@ -127,6 +127,17 @@ def ranked_list(value: Any, field: str) -> list[list[dict[str, Any]]]:
     return [answers[i] for i in order]
 
 
+def answer_list(value: Any, field: str) -> list[dict[str, Any]]:
+    """An answer as a list of our messages: such a list, its JSON in a string, or plain text.
+
+    Raises:
+        RowError: none of these.
+    """
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [{"role": "assistant", "content": value}]
+    return messages_list(value, field)
+
+
 def _ranked(value: Any, field: str) -> list[dict[str, Any]]:
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]

@@ -9,7 +9,7 @@ Outputs: `best.jsonl`, `samples.jsonl` (every answer with its score), `pairs.jso
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from cairn.config import Config, checked
 from cairn.data.rows import reply_text
-from cairn.data.sources import Source
+from cairn.data.sources import Prompts
 from cairn.errors import UserError
 from cairn.evaluate.judge import JudgeConfig
 from cairn.generate.sampling import Sampling
@@ -39,8 +39,8 @@ class BestOfConfig(Config):
     """The stage whose model answers. Give this or `checkpoint`."""
     checkpoint: InputPath | None = None
     """A Hugging Face folder with tokenizer and chat template, in its place."""
-    data: list[Source] = Field(min_length=1)
-    """Prompts: dialogues, whose last assistant message is taken off; weights do not count."""
+    data: list[Prompts] = Field(min_length=1)
+    """Prompts: dialogues that end with a question, or with an answer, which is taken off; weights do not count."""
     answers: int = Field(default=8, ge=2)
     """N: answers sampled for each prompt."""
     sampling: Sampling = Sampling(temperature=1.0)
@@ -104,6 +104,7 @@ class BestOf(Stage):
         deterministic()
         score = self._score(context)
         loaded = load_chat(_place(context, config), max_batch=config.max_batch)
+        _check_prompts(loaded, rows)
         sampling = config.sampling.model_copy(update={"seed": seeds.seed(context.seed, "best_of")})
         context.progress.start(len(rows) * config.answers, "answers")
         many = (row for row in rows for _ in range(config.answers))
@@ -136,11 +137,13 @@ class BestOf(Stage):
         if config.judge is not None:
             return _judged(context, config.judge)
         if config.metric is not None:
+            from cairn.evaluate.run import expected_of
+
             metric = get_metric(config.metric)
 
             def compare(rows: Sequence[Row], answers: Sequence[Row]) -> tuple[list[float], dict[str, Any]]:
                 both = zip(rows, answers, strict=True)
-                return [metric.score(_expected(row), answer["messages"][-1], row.get("meta") or {}) for row, answer in both], {}
+                return [metric.score(expected_of(row), answer["messages"][-1], row.get("meta") or {}) for row, answer in both], {}
 
             return compare
         from cairn.chat.format import load_format
@@ -301,45 +304,42 @@ def _pair(group: Group, order: list[int], config: BestOfConfig, seed: int, numbe
     return group.made(messages=group.prompt, chosen=[group.answer(top)], rejected=[group.answer(other)], meta=meta)
 
 
-def _prompts(source: Source, context: Context) -> Iterator[Row]:
+def _prompts(source: Prompts, context: Context) -> Iterator[Row]:
     """Raises:
     UserError: a row that asks nothing, or has no expected answer where one is needed.
     """
+    from cairn.evaluate.run import expected_of
+
     for row in source.read(context.place(source)):
         if "messages" not in row:
             raise UserError("plain text asks nothing", where=f"{source.name}, row {row.get('id', '?')}", remedy="give rows with messages")
         if context.config.metric is not None:
-            _expected(row)
+            expected_of(row, source.name)
         yield row
 
 
-def _groups(rows: Sequence[Row], answered: Iterator[Row], size: int) -> Iterator[tuple[Row, list[Row]]]:
-    """Each row with its answers.
+def _check_prompts(loaded: Any, rows: Sequence[Row]) -> None:
+    """See, before any is answered, that every prompt can be asked.
 
     Raises:
-        UserError: a prompt that does not fit into the model's context.
+        UserError: one that does not fit into the model's context, or that the format cannot render.
     """
-    from cairn.generate.rows import TOO_LONG
-
+    context = loaded.engine.context
     for row in rows:
-        answers = [next(answered) for _ in range(size)]
-        if answers[0]["reason"] == TOO_LONG:
-            where = f"row {row.get('id', '?')}"
-            raise UserError("the prompt is longer than the model's context", where=where, remedy="remove the row, or shorten it")
-        yield row, answers
+        messages = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
+        where = f"{row.get('source', 'data')}, row {row.get('id', '?')}"
+        try:
+            asked = loaded.session.renderer.render(
+                messages, tools=row.get("tools"), attributes=row.get("attributes"), add_generation_prompt=True
+            )
+        except UserError as error:
+            raise UserError(error.what, where=f"{where}, {error.where}" if error.where else where, remedy=error.remedy) from None
+        if context is not None and len(asked.ids) > context:
+            what = f"the prompt has {len(asked.ids)} tokens, and the model's context {context}"
+            raise UserError(what, where=where, remedy="remove the row, or shorten it")
 
 
-def _expected(row: Mapping[str, Any]) -> Any:
-    """What a metric compares with, as in evaluation.
-
-    Raises:
-        UserError: the row has none.
-    """
-    meta = row.get("meta") or {}
-    if "expected" in meta:
-        return meta["expected"]
-    last = row["messages"][-1]
-    if last["role"] == "assistant" and last.get("content"):
-        return last["content"]
-    where = f"row {row.get('id', '?')}"
-    raise UserError("the row has no expected answer", where=where, remedy="end it with the right answer, or write it to meta.expected")
+def _groups(rows: Sequence[Row], answered: Iterator[Row], size: int) -> Iterator[tuple[Row, list[Row]]]:
+    """Each row with its answers."""
+    for row in rows:
+        yield row, [next(answered) for _ in range(size)]

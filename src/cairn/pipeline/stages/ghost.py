@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cairn.config import Config
-from cairn.data.sources import Source
+from cairn.data.sources import Prompts
 from cairn.errors import UserError
 from cairn.generate.sampling import Sampling
 from cairn.ledger.refs import StageRef
@@ -31,7 +31,7 @@ class GhostConfig(Config):
 
     model: StageRef
     """The train stage whose model answers; it must obey an instruction that stands beside its question."""
-    data: list[Source] = Field(min_length=1)
+    data: list[Prompts] = Field(min_length=1)
     """Rows whose user turns are the questions; turns of rows with tools are left out. Weights do not count."""
     instructions: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     """What has to hold; `{word}` stands for one of `words`."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cairn.config import checked
+from cairn.data.sources import Prompts
 from cairn.errors import UserError
 from cairn.model.adapter_config import MODEL_FILES
 from cairn.pipeline.documents import encode_sources
@@ -46,6 +47,8 @@ class GrpoConfig(TrainConfig):
 
     asks: ClassVar[bool] = True
     objective: Literal["grpo"] = "grpo"
+    data: list[Prompts]  # type: ignore[assignment]
+    """Dialogues that end with a question and have `meta.expected`, or with the right answer, and how often one of each source is asked."""
     metric: MetricName | dict[str, MetricName]
     """A function of score/ that gives an answer its reward, against the row's `meta.expected` or else its own last answer; or one a source,
     by its name."""
@@ -269,4 +272,4 @@ def _prompt(source: int, number: int, row: dict[str, Any], renderer: Any, metric
     if not asked:
         raise UserError("the row asks nothing", where=where, remedy="begin it with a question")
     ids = renderer.render(asked, tools=row.get("tools"), attributes=row.get("attributes"), add_generation_prompt=True).ids
-    return Prompt(source, number, str(row.get("id", number)), list(ids), _Asked(metric, expected_of(row), row.get("meta") or {}))
+    return Prompt(source, number, str(row.get("id", number)), list(ids), _Asked(metric, expected_of(row, name), row.get("meta") or {}))

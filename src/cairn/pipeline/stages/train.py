@@ -200,7 +200,8 @@ class Train(Stage):
         if context.first:
             targets = load_objective(config.objective, config).targets
             kind = {"all": "language_model", "mask": "supervised", "answers": "answers"}[targets]
-            look = Look(config.labelled, renderer.format.attributes or {})
+            margins = config.reward is not None and config.reward.margin == "rows"
+            look = Look(config.labelled, renderer.format.attributes or {}, margins)
             encoded, rows, table, counters = encode_sources(context, renderer, tokenizer, kind, mismatched=config.mismatched, on_row=look)
             weights = look.weights(config, encoded)
             if config.shares is not None:
