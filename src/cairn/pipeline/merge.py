@@ -106,7 +106,8 @@ def merge_whole(
     config = build(MergeConfig, {key: value for key, value in options.items() if value is not None}, where=where)
     counts = [float(weight) for weight in weights] if weights is not None else [1.0] * len(refs)
     if len(counts) != len(refs):
-        raise UserError(f"{len(counts)} weights are given for {len(refs)} models", where=where, remedy="give --weight once for each model")
+        what = f"{len(refs)} models have {len(counts)} weight{'s' if len(counts) > 1 else ''}"
+        raise UserError(what, where=where, remedy="give --weight once for each model")
     try:
         config.check_models(counts, base=base is not None)
     except ValueError as error:

@@ -115,7 +115,7 @@ def test_the_command_gives_what_the_stage_gives(made: Store, tmp_path: Path, cap
         (["small/one", "small/other", "--method", "ties"], "give the base"),
         (["small/one", "small/other", "--method", "ties", "--base", "small/foreign"], "the tokenizers are two"),
         (["small/one", "small/other", "--method", "average"], "method"),
-        (["small/one", "small/other", "--method", "linear", "--weight", "1"], "1 weights are given for 2 models"),
+        (["small/one", "small/other", "--method", "linear", "--weight", "1"], "2 models have 1 weight"),
         (["small/one", "small/other"], "2 models are given, and no method"),
         (["small/light", "--density", "0.5"], "--density is given, and no method"),
     ],

@@ -197,7 +197,7 @@ BAD = {
         f"  best: {{{ASKED}, metric: number, answers: 2, unfinished: keep, {SAMPLING}}}\n", "all have the same score",
     ),
     "a greedy choice": (f"  best: {{{ASKED}, metric: exact, sampling: {{}}}}\n", "temperature 0"),
-    "no score": (f"  best: {{{ASKED}, {SAMPLING}}}\n", "either reward or metric"),
+    "no score": (f"  best: {{{ASKED}, {SAMPLING}}}\n", "either reward, metric or judge"),
     "a language model as judge": (
         f"  best: {{{ASKED}, reward: base, {SAMPLING}}}\n", "no reward model",
     ),

@@ -118,7 +118,7 @@ class BestOf(Stage):
             group.check()
         counts, best, pairs = choose(scored, config, context.seed)
         if not any(any(group.known) for group in scored):
-            remedy = "read replies.jsonl in the stage's draft, or take another judge"
+            remedy = f"read {context.draft / REPLIES}, or take another judge"
             raise UserError("the judge gave no rating for any answer", where=config.worth, remedy=remedy)
         if counts["same_score"] == len(scored):
             what = f"every prompt's {config.answers} answers all have the same score: there is nothing to choose"
