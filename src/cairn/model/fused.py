@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cairn.model import kernels
+from cairn.model.native import products
 from cairn.model.native import train as native
 
 TOLERANCE = 1e-4
@@ -70,6 +71,9 @@ class _Linear(torch.autograd.Function):
         # Only what the gradients need: a frozen weight's input would be kept in vain.
         ctx.save_for_backward(x if any(ctx.needs_input_grad[2:]) else None, whole)
         ctx.rows = [w.shape[0] for w in weights]
+        ctx.own = bias is None and native.serves(x, whole) and products.takes(x.numel() // x.shape[-1], whole)
+        if ctx.own:
+            return products.forward(x.reshape(-1, x.shape[-1]), whole).view(*x.shape[:-1], -1)
         return nn.functional.linear(x, whole, bias)
 
     @staticmethod
@@ -77,11 +81,14 @@ class _Linear(torch.autograd.Function):
         x, whole = ctx.saved_tensors
         g = grads[0]
         rows = g.reshape(-1, g.shape[-1])
-        dx = g @ whole if ctx.needs_input_grad[0] else None
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = products.input_gradient(rows, whole).view(*g.shape[:-1], -1) if ctx.own else g @ whole
         db = rows.sum(0) if ctx.needs_input_grad[1] else None
         if x is None:
             return (dx, db, *(None for _ in ctx.rows))
-        dw = rows.t() @ x.reshape(-1, x.shape[-1])
+        x = x.reshape(-1, x.shape[-1])
+        dw = products.weight_gradient(rows, x) if ctx.own else rows.t() @ x
         return (dx, db, *dw.split(ctx.rows))
 
 

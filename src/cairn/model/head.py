@@ -16,14 +16,13 @@ from torch import Tensor
 from cairn.errors import UserError
 from cairn.model.cost import LOGITS
 from cairn.model.kernels import add_to
+from cairn.model.native import products
 from cairn.model.native import train as native
 
 CACHED = 1 << 22
 """Logits that are made and passed over at once, as many as a processor's cache holds: four times as many took twice as long."""
 FEWEST = 128
 """Positions that are made at once at least: a product of fewer costs as much as reading the head's weight."""
-TOGETHER = 512
-"""Positions that are made at once where our own kernel goes over the logits: row by row, so that only the products' size counts."""
 ROWS = 8192
 """Rows of the head's weight whose gradient is added at once."""
 
@@ -86,12 +85,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         nll_N = torch.empty(len(targets_N), dtype=torch.float32, device=h_ND.device)
-        grads = _Gradients(h_ND, weight_VD, bias_V)
         own = head.plain and native.serves(h_ND, weight_VD, weight_VD.t())
-        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0], TOGETHER if own else FEWEST):
+        grads = _Gradients(h_ND, weight_VD, bias_V, own=own)
+        # Our own kernel goes over the logits row by row: of a chunk no parts must stay in the cache.
+        for whole, parts in _chunks(len(targets_N), weight_VD.shape[0], len(targets_N) if own else FEWEST):
             for part in parts:
                 if own:
-                    p = torch.mm(h_ND[part], weight_VD.t(), out=grads.place(whole, part))
+                    p = _product(h_ND[part], weight_VD, grads.place(whole, part))
                     counts = None if counts_N is None else counts_N[part]
                     nll_N[part], lse = native.cross_entropy_gradient(p, targets_N[part], counts, z_loss)
                     terms = nll_N[part] + z_loss * lse.square() if z_loss else nll_N[part]
@@ -205,8 +205,8 @@ class _LogProbabilities(torch.autograd.Function):
 class _Gradients:
     """The gradients of hidden states, weight and bias, summed over chunks."""
 
-    def __init__(self, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
-        self.h, self.weight = h_ND, weight_VD
+    def __init__(self, h_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *, own: bool = False) -> None:
+        self.h, self.weight, self.own = h_ND, weight_VD, own
         self.dh = torch.empty_like(h_ND)
         # fp32 sums: adding chunks in bf16 would round each of them away.
         # The first chunk writes them all; without one they are zero.
@@ -229,13 +229,16 @@ class _Gradients:
         if head.scale != 1.0:
             g.mul_(head.scale)
         low = g.to(self.h.dtype)
-        self.dh[part] = low @ self.weight
+        self.dh[part] = products.input_gradient(low, self.weight) if self._takes(low) else low @ self.weight
         if self.db is not None:
             self.db += g.sum(0)
         if self.dw is not None:
             place = self.place(whole, part)
             if place.data_ptr() != low.data_ptr():
                 place.copy_(low)
+
+    def _takes(self, rows: Tensor) -> bool:
+        return self.own and products.takes(len(rows), self.weight)
 
     def end(self, whole: slice) -> None:
         """All parts of the chunk were added."""
@@ -244,11 +247,18 @@ class _Gradients:
         held, h = self.held[: whole.stop - whole.start], self.h[whole]
         # Rows by the thousand: a product of the whole weight's size would be fetched from the system, and cleared, for each chunk.
         for rows in (slice(at, at + ROWS) for at in range(0, len(self.dw), ROWS)):
-            part = held[:, rows].t() @ h
+            part = products.weight_gradient(held[:, rows], h) if self._takes(h) else held[:, rows].t() @ h
             if whole.start == 0:
                 self.dw[rows] = part
             else:
                 add_to(self.dw[rows], part)
+
+
+def _product(h_ND: Tensor, weight_VD: Tensor, out: Tensor) -> Tensor:
+    """Logits in `out`, by our own kernel where it takes them."""
+    if products.takes(len(h_ND), weight_VD):
+        return products.forward(h_ND, weight_VD, out)
+    return torch.mm(h_ND, weight_VD.t(), out=out)
 
 
 def _chunks(positions: int, vocabulary: int, fewest: int = FEWEST) -> Iterator[tuple[slice, list[slice]]]:

@@ -88,13 +88,15 @@ def test_no_document_sees_another():
     assert not torch.equal(before[40:57], after[40:57])
 
 
-@pytest.mark.parametrize(("vocabulary", "z_loss", "counted"), [(48, 0.0, False), (1008, 0.01, True)])
-def test_cross_entropy(monkeypatch, vocabulary, z_loss, counted):
-    monkeypatch.setattr(room, "LOGITS", 700 * 8)
-    monkeypatch.setattr(room, "TOGETHER", 4)
-    h, w = some(37, 32, scale=0.3), some(vocabulary, 32, seed=1)
-    targets = torch.arange(37) * 5 % vocabulary
-    counts = torch.linspace(0, 2, 37) if counted else None
+@pytest.mark.parametrize(
+    ("positions", "vocabulary", "z_loss", "counted"), [(37, 48, 0.0, False), (37, 1008, 0.01, True), (291, 80, 0.0, True)]
+)
+def test_cross_entropy(monkeypatch, positions, vocabulary, z_loss, counted):
+    """In chunks too short for our own products, and in others, of which the last one is short."""
+    monkeypatch.setattr(room, "LOGITS", 5600 if positions == 37 else 80 * 128)
+    h, w = some(positions, 32, scale=0.3), some(vocabulary, 32, seed=1)
+    targets = torch.arange(positions) * 5 % vocabulary
+    counts = torch.linspace(0, 2, positions) if counted else None
     mine, theirs = [x.clone().requires_grad_() for x in (h, w)], [x.float().requires_grad_() for x in (h, w)]
     used = []
     monkeypatch.setattr(native, "cross_entropy_gradient", lambda *told, own=native.cross_entropy_gradient: (used.append(1), own(*told))[1])

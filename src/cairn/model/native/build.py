@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cairn.ledger.digest import json_digest
 from cairn.ledger.environment import compiler_path, environment
@@ -28,7 +30,7 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
     """The library of a source, compiled if that was not done before.
 
     Args:
-        source: a file of C++17 that needs no other.
+        source: a file of C++17; what it includes by a path in quotes counts as its text.
         name: what the library is called in the cache.
         flags: the compiler's, beyond those that every library has.
 
@@ -42,7 +44,7 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         raise Unavailable("no C++ compiler (g++ or clang++) is installed")
     every = [*_FLAGS, "-mcpu=native" if _is_arm() else "-march=native", *flags]
     facts = environment()
-    about = [source.read_text(encoding="utf-8"), every, compiler, os.stat(compiler).st_mtime_ns, facts["cpu"], facts["instructions"]]
+    about = [*_texts(source), every, compiler, os.stat(compiler).st_mtime_ns, facts["cpu"], facts["instructions"]]
     path = _folder() / f"{name}-{json_digest(about)[:24]}.so"
     if not path.exists():
         _compile([compiler, *every, str(source)], path)
@@ -50,6 +52,23 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"the compiled library does not open: {error}") from error
+
+
+def kernels(source: Path, name: str, functions: Mapping[str, Sequence[Any]], flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """`built`, for a source that includes parallel.h: its functions declared by the types of their arguments, on torch's threads."""
+    library = built(source, name, flags)
+    for function, types in {**functions, "use_threads": [ctypes.c_void_p]}.items():
+        declared = getattr(library, function)
+        declared.argtypes, declared.restype = list(types), None
+    library.use_threads(openmp())
+    return library
+
+
+def _texts(source: Path) -> list[str]:
+    """The text of a source, and those of what it includes from its own folder's neighbourhood."""
+    text = source.read_text(encoding="utf-8")
+    found = re.findall(r'^#include "(.+)"$', text, re.MULTILINE)
+    return [text, *(inner for name in found for inner in _texts(source.parent / name))]
 
 
 def openmp() -> int:

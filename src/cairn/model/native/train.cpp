@@ -2,79 +2,14 @@
 // positions, RMS norm, gated SiLU, and softmax with its cross-entropy. Knows pointers and strides; no model, no torch.
 //
 // Work is cut into tasks that write to places of their own, and sums over rows are made by blocks of fixed size: the bits do not depend
-// on the number of threads. Threads are those of the OpenMP runtime that torch has loaded, handed in by `train_threads`.
+// on the number of threads.
 
-#include <immintrin.h>
+#include "parallel.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
 
-#if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
-#error "the kernels for training need a processor with AVX-512 and its bf16 products"
-#endif
-
-using bf16 = uint16_t;
-using i64 = int64_t;
-
-// -- threads ----------------------------------------------------------------------------------------------------------
-
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-static Parallel parallel = nullptr;
-
-template <class F>
-struct Job {
-    F* work;
-    std::atomic<i64> next;
-    i64 tasks;
-};
-
-template <class F>
-static void run_job(void* data) {
-    auto* job = static_cast<Job<F>*>(data);
-    for (i64 task; (task = job->next.fetch_add(1, std::memory_order_relaxed)) < job->tasks;) (*job->work)(task);
-}
-
-template <class F>
-static void split(i64 tasks, i64 threads, F work) {
-    Job<F> job{&work, {0}, tasks};
-    threads = std::min(tasks, threads);
-    if (threads <= 1 || parallel == nullptr) run_job<F>(&job);
-    else parallel(run_job<F>, &job, static_cast<unsigned>(threads), 0);
-}
-
-// Memory of a thread's own, kept for its next task.
-struct Scratch {
-    char* base = nullptr;
-    size_t size = 0, used = 0;
-    ~Scratch() { std::free(base); }
-    void reset(size_t bytes) {
-        if (bytes > size) {
-            std::free(base);
-            size = (bytes + 4095) / 4096 * 4096;
-            base = static_cast<char*>(std::aligned_alloc(4096, size));
-        }
-        used = 0;
-    }
-    template <class T>
-    T* take(i64 count) {
-        T* at = reinterpret_cast<T*>(base + used);
-        used += (count * sizeof(T) + 63) / 64 * 64;
-        return at;
-    }
-};
-static thread_local Scratch scratch;
-
 // -- sixteen numbers at a time ----------------------------------------------------------------------------------------
-
-static inline __m512 load16(const bf16* x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
-}
-static inline __m256i narrow(__m512 x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
-static inline void store16(bf16* to, __m512 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(x)); }
 
 // 2^x; relative error below 3e-7. Far below zero it is zero.
 static inline __m512 exp2_16(__m512 x) {
@@ -419,9 +354,10 @@ extern "C" void train_norm_backward(
 
 // -- gated SiLU -------------------------------------------------------------------------------------------------------
 
+// Relative error below 1e-4, for what is rounded to bf16 next: a division took longer than all the rest.
 static inline __m512 sigmoid(__m512 x) {
-    const __m512 one = _mm512_set1_ps(1.f);
-    return _mm512_div_ps(one, _mm512_add_ps(one, exp2_16(_mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2E)), _mm512_set1_ps(126.f)))));
+    const __m512 power = exp2_16(_mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-LOG2E)), _mm512_set1_ps(126.f)));
+    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.f), power));
 }
 
 // y (rows × I) = silu(gate) · up of rows that hold both (rows × 2·I), gate first. I is a multiple of 16.
@@ -498,5 +434,3 @@ extern "C" void train_add(float* sum, const bf16* part, i64 n, i64 threads) {
         }
     });
 }
-
-extern "C" void train_threads(void* run) { parallel = reinterpret_cast<Parallel>(run); }

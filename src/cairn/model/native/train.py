@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.native.build import Unavailable, built, openmp
+from cairn.model.native import products
+from cairn.model.native.build import Unavailable, kernels
 from cairn.model.native.trial import trial
 from cairn.model.switch import Switch
 
@@ -25,7 +26,6 @@ ROWS = 128
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FUNCTIONS: dict[str, list[Any]] = {
-    "train_threads": [_P],
     "train_attention": [_P, ctypes.c_int],
     "train_norm": [_P, _P, _P, _P, _I, _I, _F, _I],
     "train_norm_backward": [_P, _P, _P, _P, _P, _P, _I, _I, _I],
@@ -73,18 +73,14 @@ def serves(*inputs: Any, multiple: int = 16, wide: int | None = None) -> bool:
 @lru_cache(maxsize=1)
 def missing() -> str:
     """Why the kernels cannot be used here; empty where they can."""
-    return _opened()[1] or trial({name: kernel.run for name, kernel in KERNELS.items()}, attention)
+    return _opened()[1] or trial({name: kernel.run for name, kernel in KERNELS.items()}, attention) or products.missing()
 
 
 @lru_cache(maxsize=1)
 def _opened() -> tuple[Any, str]:
     """The library, or why there is none."""
     try:
-        library = built(Path(__file__).with_name("train.cpp"), "train")
-        for name, types in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = types, None
-        library.train_threads(openmp())
+        library = kernels(Path(__file__).with_name("train.cpp"), "train", _FUNCTIONS)
     except Unavailable as error:
         return None, str(error)
     return library, ""

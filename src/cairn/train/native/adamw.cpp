@@ -4,24 +4,7 @@
 // The step takes the same operations in the same order as torch's fused AdamW, so that it gives the same bits. Each number depends on numbers
 // of its own index alone, and sums are made by pieces of fixed size: threads change no bit.
 
-#include <immintrin.h>
-
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
-#error "the kernel of AdamW needs a processor with AVX-512 and its bf16 products"
-#endif
-
-using bf16 = uint16_t;
-using i64 = int64_t;
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-static Parallel parallel = nullptr;
-
-extern "C" void adamw_threads(void* run) { parallel = reinterpret_cast<Parallel>(run); }
+#include "../../model/native/parallel.h"
 
 // `AdamW` of adamw.py.
 struct AdamW {
@@ -57,35 +40,14 @@ static inline void sixteen(const AdamW& a, i64 i, __mmask16 some) {
 }
 
 static const i64 PIECE = 1 << 15;
-
-// work(first, end) for every piece of n numbers.
-template <class F>
-struct Job {
-    const F* work;
-    i64 n;
-    std::atomic<i64> next;
-};
-
-template <class F>
-static void run(void* data) {
-    auto* job = static_cast<Job<F>*>(data);
-    for (i64 first; (first = PIECE * job->next.fetch_add(1, std::memory_order_relaxed)) < job->n;)
-        (*job->work)(first, std::min(job->n, first + PIECE));
-}
-
-template <class F>
-static void split(i64 n, i64 threads, const F& work) {
-    Job<F> job{&work, n, {0}};
-    threads = std::min(threads, (n + PIECE - 1) / PIECE);
-    if (threads <= 1 || parallel == nullptr) run<F>(&job);
-    else parallel(run<F>, &job, static_cast<unsigned>(threads), 0);
-}
-
+static inline i64 pieces(i64 n) { return (n + PIECE - 1) / PIECE; }
 static inline __mmask16 rest(i64 n) { return static_cast<__mmask16>((1u << n) - 1); }
 
 extern "C" void adamw_step(const AdamW* told) {
     const AdamW& a = *told;
-    split(a.n, a.threads, [&a](i64 i, i64 end) {
+    split(pieces(a.n), a.threads, [&a](i64 piece) {
+        i64 i = piece * PIECE;
+        const i64 end = std::min(a.n, i + PIECE);
         for (; i + 16 <= end; i += 16) sixteen(a, i, 0xffff);
         if (i < end) sixteen(a, i, rest(end - i));
     });
@@ -93,9 +55,10 @@ extern "C" void adamw_step(const AdamW* told) {
 
 // The sum of the squares of each piece of a gradient, one after the other.
 extern "C" void adamw_squares(const bf16* grad, i64 n, i64 threads, double* sums) {
-    split(n, threads, [=](i64 first, i64 end) {
+    split(pieces(n), threads, [=](i64 piece) {
+        const i64 end = std::min(n, (piece + 1) * PIECE);
         __m512 lanes[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-        i64 i = first;
+        i64 i = piece * PIECE;
         for (; i + 64 <= end; i += 64)
             for (i64 k = 0; k < 4; k++) {
                 const __m512 g = widen(grad + i + 16 * k, 0xffff);
@@ -105,6 +68,6 @@ extern "C" void adamw_squares(const bf16* grad, i64 n, i64 threads, double* sums
             const __m512 g = widen(grad + i, end - i >= 16 ? 0xffff : rest(end - i));
             lanes[0] = _mm512_fmadd_ps(g, g, lanes[0]);
         }
-        sums[first / PIECE] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3])));
+        sums[piece] = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3])));
     });
 }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.native.build import Unavailable, built, openmp
+from cairn.model.native.build import Unavailable, kernels
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 PIECE = 1 << 15
@@ -34,6 +34,9 @@ class _AdamW(ctypes.Structure):
     )
 
 
+_FUNCTIONS: dict[str, list[Any]] = {"adamw_step": [ctypes.POINTER(_AdamW)], "adamw_squares": [_P, _I, _I, _P]}
+
+
 @functools.cache
 def missing() -> str:
     """Why the kernel cannot be used here; empty where it can, and gives what torch gives on a small weight."""
@@ -46,11 +49,7 @@ def _opened() -> tuple[Any, str]:
     """The library, or why there is none."""
     try:
         # Whether a product and a sum become one is written in the source: the compiler's choice would be other bits.
-        library = built(Path(__file__).with_name("adamw.cpp"), "adamw", ["-ffp-contract=off"])
-        library.adamw_step.argtypes, library.adamw_step.restype = [ctypes.POINTER(_AdamW)], None
-        library.adamw_squares.argtypes, library.adamw_squares.restype = [_P, _I, _I, _P], None
-        library.adamw_threads.argtypes, library.adamw_threads.restype = [_P], None
-        library.adamw_threads(openmp())
+        library = kernels(Path(__file__).with_name("adamw.cpp"), "adamw", _FUNCTIONS, ["-ffp-contract=off"])
     except Unavailable as error:
         return None, str(error)
     return library, ""
