@@ -163,7 +163,7 @@ def _scaled_once(ctx: Any, up: Tensor | None) -> tuple[Tensor | None, ...]:
     weight_dtype, bias_dtype = ctx.dtypes
     # In place: a copy of vocabulary × width would be most of what the loss needs.
     return (
-        dh.mul_(up.to(dh.dtype)), None if dw is None else dw.mul_(up).to(weight_dtype),
+        dh.mul_(up), None if dw is None else dw.mul_(up).to(weight_dtype),
         None if db is None else db.mul_(up).to(bias_dtype),
     )  # fmt: skip
 
