@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cairn.config import build
 from cairn.data.batches import join, make_batch
 from cairn.data.encode import Encoded
 from cairn.errors import UserError
+from cairn.ledger.progress import Silent
 from cairn.model.config import ModelConfig
 from cairn.model.determinism import deterministic
 from cairn.model.load import new_model
@@ -22,7 +24,7 @@ from cairn.train.forward import TorchBatch
 from cairn.train.objectives.grpo import Objective
 from cairn.train.policy import RULES, PolicyConfig, RolloutConfig, advantages
 from cairn.train.preference import WINDOW, Adviser
-from cairn.train.rollouts import Answer, Group, Prompt
+from cairn.train.rollouts import Answer, Asking, Group, Prompt, Rollouts
 
 REWARDS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=2, max_size=9)
 
@@ -48,6 +50,18 @@ def test_rewards_that_differ_by_rounding_are_the_same():
 def test_updates_must_share_the_prompts():
     with pytest.raises(UserError, match="shared out"):
         build(RolloutConfig, {"prompts": 10, "updates": 4}, where="rollouts")
+
+
+def test_a_temperature_behind_a_cap_is_refused_before_anything_is_asked(tmp_path):
+    shape = ModelConfig(family="gemma2", hidden_size=32, layers=1, heads=4, kv_heads=2, intermediate_size=64, context=64)
+    model = new_model(shape, vocab_size=50, bos_id=None, eos_id=0, pad_id=None, seed=1)
+    asking = Asking(
+        prompts=[[Prompt(0, 1, "a", [1, 2], None)]], weights=[1.0], names=["a"], seed=1, rollouts=RolloutConfig(temperature=0.7),
+        policy=PolicyConfig(), score=lambda prompt, ids, reason: (0.0, ""), stop_ids=frozenset({0}), vocab_size=50, folder=tmp_path,
+        progress=Silent(),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="caps its logits"):
+        Rollouts(asking).bind(SimpleNamespace(sharding=SimpleNamespace(even=False), objective=Objective(), model=model))
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ class Rollouts:
             reference: gives the model whose distance `policy.kl` weighs.
 
         Raises:
-            UserError: weights that are divided over ranks; see `Live` for others.
+            UserError: weights that are divided over ranks, or logits that no temperature divides; see `Live` for others.
         """
         if trainer.sharding.even:
             what = "answers cannot be generated while the weights are divided over ranks"
@@ -181,6 +181,7 @@ class Rollouts:
         assert (reference is not None) == bool(self.asking.policy.kl)
         self.trainer, self.objective, self._reference = trainer, trainer.objective, reference
         self.objective.config, self.objective.temperature = self.asking.policy, self.rollouts.temperature
+        self.objective.policy_head(trainer.model)  # refuses a temperature before anything is asked
         self.live = Live(
             trainer.model, attention=trainer.plain_attention, max_batch=self.rollouts.max_batch, longest=trainer.config.sequence_length,
             vocab_size=self.asking.vocab_size, forward=self.rollouts.forward, say=self.asking.progress.note,

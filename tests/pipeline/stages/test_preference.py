@@ -17,6 +17,7 @@ import pytest
 from cairn.cli.main import main
 from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.resolve import resolve_artifact
+from cairn.pipeline.stages.best_of import BestOfConfig, Group, choose
 from cairn.train.loop import read_metrics
 
 HEAD = """\
@@ -190,6 +191,17 @@ def test_a_function_of_score_chooses(recipe, capsys, pairs, keys):
     rows = [json.loads(x) for x in artifact("one", "best").path("pairs.jsonl").read_text().splitlines()]
     assert rows
     assert all(keys <= set(row) for row in rows)
+
+
+def test_a_text_that_was_scored_twice_stands_once_in_a_ranking():
+    """A reward model may round it otherwise in another batch, and a row with equal answers is refused by its reader."""
+    asked = [{"role": "user", "content": "?"}]
+    answers = [{"messages": [*asked, {"role": "assistant", "content": word}], "reason": "stop"} for word in ("b", "a", "b", "c")]
+    group = Group({"id": "one"}, answers, [0.5, 1.0, 0.4999999, 0.1])
+    told = BestOfConfig.model_validate({"model": "base", "data": [{"name": "a", "path": "a.jsonl"}], "metric": "exact", "pairs": "ranked"})
+    _, _, (pair,) = choose([group], told, seed=1)
+    assert [one["content"] for (one,) in pair["ranked"]] == ["a", "b", "c"]
+    assert pair["meta"]["scores"] == [1.0, 0.5, 0.1]
 
 
 BAD = {

@@ -291,7 +291,10 @@ def _pair(group: Group, order: list[int], config: BestOfConfig, seed: int, numbe
     for i in order[1:]:
         above = group.scores[lower[-1] if config.pairs == "ranked" and lower else top]
         # Equal scores are no preference, whatever the gap.
-        if above - group.scores[i] > 0 and above - group.scores[i] >= config.gap and group.answer(i) != group.answer(top):
+        apart = above - group.scores[i] > 0 and above - group.scores[i] >= config.gap and group.answer(i) != group.answer(top)
+        # One text may be scored twice, in batches that round it otherwise; a ranking that holds it twice is refused by its reader.
+        twice = config.pairs == "ranked" and any(group.answer(i) == group.answer(j) for j in lower)
+        if apart and not twice:
             lower.append(i)
     if not lower:
         return None

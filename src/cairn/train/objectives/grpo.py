@@ -60,7 +60,7 @@ class Objective(Base):
     def _rewarded(self, model: Any, batch: TorchBatch, h_ND: Tensor, targets_N: Tensor) -> Loss:
         """The loss over the answers' tokens, given the hidden states before them."""
         config = self.config
-        logp_N = log_probabilities(h_ND, targets_N, self._head(model))
+        logp_N = log_probabilities(h_ND, targets_N, self.policy_head(model))
         seen_N = logp_N.detach()
         advantage_N = self._of(batch, "advantages", logp_N)
         # One step a round: the policy that answered is this one, whose ratio is 1 and whose gradient is that of log p.
@@ -84,7 +84,7 @@ class Objective(Base):
     def log_probabilities(self, model: Any, batch: TorchBatch) -> Tensor:
         """log p of each target under the policy that draws: the model's logits divided by the temperature. Nats, fp32."""
         h = hidden_states(model, batch)
-        return log_probabilities(h.index_select(0, batch.predict_N), batch.targets_N, self._head(model))
+        return log_probabilities(h.index_select(0, batch.predict_N), batch.targets_N, self.policy_head(model))
 
     def figures(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the tokens that were computed (practice: over the practised targets), and what the step's answers were like."""
@@ -123,7 +123,12 @@ class Objective(Base):
             found.append(np.repeat(values, answers) if what == "advantages" else values)
         return torch.from_numpy(np.concatenate(found)).to(like_N.device)
 
-    def _head(self, model: Any) -> Head:
+    def policy_head(self, model: Any) -> Head:
+        """The head of the policy that draws.
+
+        Raises:
+            UserError: the model caps its logits, and the temperature is not 1.
+        """
         head = head_of(model)
         if self.temperature == 1.0:
             return head
