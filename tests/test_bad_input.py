@@ -216,6 +216,7 @@ ROWS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "empty file": ("", ("the file is empty", "fill it")),
     "only white space": ("\n \n", ("empty", "fill it")),
     "no JSON": (GOOD_LINE + '{"messages": [\n', ("row 2",)),
+    "a row that is cut off": (GOOD_LINE + '{"text": "a stone', ("row 2", "Unterminated string starting at column 10")),
     "no object": (GOOD_LINE + "[1]\n", ("row 2",)),
     "two answers in a row": (GOOD_LINE + dialogue("user: a", "assistant: b", "assistant: c"), ("row 2", "messages[2]", "role")),
     "an answer first": (GOOD_LINE + dialogue("assistant: b", "user: a", "assistant: c"), ("row 2", "messages[0]", "role")),

@@ -89,6 +89,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         ("chat.adapter={rank: 2}", ("an adapter needs a trained model: give init or checkpoint\n", "bad.yaml, line 8, stages.chat")),
         ("chat.sequence_length=65", ("sequence_length (65) is longer than the model's context (64)\n", "bad.yaml, line 8, stages.chat")),
         ("tuned.sequence_length=65", ("longer than the model's 64 positions", "--set tuned.sequence_length=65", "64 or less")),
+        ("chat.optimizer=adamw", ("keys and their values belong here (got 'adamw')", "--set chat.optimizer=adamw", "known: kind, lr")),
+        ("chat.model=qwen3", ("keys and their values belong here", "--set chat.model=qwen3", "family, hidden_size")),
         ("chat.tokens=100", ("give either steps or tokens\n", "bad.yaml, line 8, stages.chat")),
         ("chat.schedule={warmup_steps: 3}", ("warm-up (3 steps) is longer than the run (2)\n",)),
         ("chat.data.mine.weight=0", ("above zero, not 0", "remove the source")),
@@ -131,6 +133,12 @@ def test_what_no_memory_holds_is_refused_by_a_run_and_shown_by_a_plan(refused: R
     assert "chat takes more memory than the" in capsys.readouterr().out
 
 
+def test_a_mistake_without_a_place_has_the_stages_line(refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "bad.yaml", "--until", "tokenizer"]) == 0
+    capsys.readouterr()
+    refused("run", "chat.sequence_length=1", says=("hold no target", "at: bad.yaml, line 8", "raise the sequence length"))
+
+
 def test_more_ranks_than_a_machine_can_hold(refused: Refused) -> None:
     refused("run", says=("100000 ranks on", "cores", "--ranks"), more=("--ranks", "100000"))
 
@@ -150,6 +158,8 @@ def test_a_checkpoint_that_does_not_fit_is_told_by_a_plan(folder: Path, refused:
     config = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps(config | {"vocab_size": 200}))
     refused("plan", *given, says=("ids, the model's vocabulary only 200", "belongs to this model"))
+    (folder / "model" / "tokenizer.json").unlink()
+    refused("plan", *given, "chat.tokenizer=null", says=("holds no tokenizer", "tokenizer.json"))
 
 
 def test_a_rank_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

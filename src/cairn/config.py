@@ -177,6 +177,9 @@ def build(cls: type[C], value: Mapping[str, Any], *, where: str, text: str | Non
         own = first.get("ctx", {}).get("error")
         if isinstance(own, Invalid):
             raise UserError(str(own), where=spot(place), remedy=own.remedy) from None
+        if first["type"] == "model_type":
+            keys = ", ".join(_known_keys(cls, place))
+            raise UserError("keys and their values belong here" + _got(first), where=spot(place), remedy=f"known: {keys}") from None
         raise UserError(first["msg"].removeprefix("Value error, ") + _got(first), where=spot(place), remedy="correct the value") from None
 
 

@@ -19,7 +19,7 @@ from cairn.train import board
 from cairn.train.config import Training, WatchConfig
 from cairn.train.loop import read_metrics
 from cairn.train.view import BARS, WIDTH, Curve, View
-from cairn.train.watch import Origins, Spikes, Work
+from cairn.train.watch import Origins, Spikes, Tally, Work
 
 from .conftest import documents
 
@@ -281,3 +281,8 @@ def test_tensorboard_events_hold_the_lines(tmp_path, make_trainer):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(x["step"], pytest.approx(x["loss"])) for x in lines(tmp_path)]
     assert {"speed/mfu", "loss of source 1"} <= set(events.Tags()["scalars"])
+
+
+def test_one_document_is_one():
+    tally = Tally(sources=[0], documents=[4], tokens=[9], targets=[3], nll=[2.0])
+    assert tally.suspects(Origins(["talk"]))[0] == "1 document: talk, document 5"

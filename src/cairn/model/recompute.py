@@ -48,10 +48,17 @@ def keep_all(model: Any) -> None:
 
 def dimensions_of(model: Any) -> Dimensions:
     """The sizes of a loaded model that its cost depends on."""
-    config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
-    hidden = int(config.hidden_size)
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    return dimensions_of_config(
+        model.config, vocabulary=int(inputs.shape[0]), tied=head is None or head.weight is inputs,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )  # fmt: skip
+
+
+def dimensions_of_config(config: Any, *, vocabulary: int, tied: bool, parameters: int) -> Dimensions:
+    """The same of a model that is not loaded, out of its transformers configuration."""
+    config = config.get_text_config()
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
     return Dimensions(
         layers=int(config.num_hidden_layers),
         hidden=hidden,
@@ -59,7 +66,7 @@ def dimensions_of(model: Any) -> Dimensions:
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_size=int(getattr(config, "head_dim", None) or hidden // heads),
         intermediate=int(getattr(config, "intermediate_size", None) or 4 * hidden),
-        vocabulary=int(inputs.shape[0]),
-        tied=head is None or head.weight is inputs,
-        parameters=sum(p.numel() for p in model.parameters()),
+        vocabulary=vocabulary,
+        tied=tied,
+        parameters=parameters,
     )

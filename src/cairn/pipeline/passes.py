@@ -14,6 +14,7 @@ from typing import Any
 from cairn.data.mix import passes
 from cairn.data.rows import messages_of
 from cairn.data.sources import Source
+from cairn.model.adapter_config import model_place
 from cairn.pipeline.training import TrainConfig
 
 SAMPLE = 50
@@ -45,13 +46,29 @@ def planned_passes(config: TrainConfig, inputs: dict[str, Any]) -> dict[str, flo
     return {source.name: value for source, value in zip(config.data, told, strict=True)}
 
 
+def start_folder(config: TrainConfig, inputs: dict[str, Any]) -> Path | None:
+    """The folder of the model that is trained further, where it is there already."""
+    if config.checkpoint is not None:
+        return Path(config.checkpoint)
+    artifact = inputs.get(str(config.init))
+    return model_place(artifact.path()) if artifact is not None else None
+
+
+def tokenizer_folder(config: TrainConfig, inputs: dict[str, Any]) -> Path | None:
+    """The folder of the tokenizer: of the stage that the recipe names, or of the model that is trained further; None before it is there."""
+    if config.tokenizer is None:
+        return start_folder(config, inputs)
+    artifact = inputs.get(config.tokenizer)
+    return Path(artifact.path()) if artifact is not None else None
+
+
 def _counter(config: TrainConfig, inputs: dict[str, Any]) -> Callable[[str], float]:
     """Tokens of a text: counted where the tokenizer is there, or guessed from the vocabulary that it is to have."""
-    tokenizer = inputs.get(str(config.tokenizer))
-    if tokenizer is not None:
+    folder = tokenizer_folder(config, inputs)
+    if folder is not None:
         from cairn.tokenizer.load import Tokenizer
 
-        encode = Tokenizer.load(tokenizer.path()).encode
+        encode = Tokenizer.load(folder).encode
         return lambda text: float(len(encode(text)))
     planned = getattr(getattr(inputs, "configs", {}).get(config.tokenizer), "vocab_size", None)
     each = BYTES if planned is None else min(BYTES, max(1.0, 1.0 + 0.65 * math.log2(planned / 256)))

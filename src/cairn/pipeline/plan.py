@@ -67,8 +67,7 @@ def _estimated(recipe: Recipe, node: Node, inputs: PlannedInputs) -> Estimate:
     try:
         return node.spec.stage.estimate(node.spec.config, inputs) or Estimate()
     except UserError as error:
-        placed = error if error.where else UserError(error.what, where=recipe.spot("stages", node.name), remedy=error.remedy)
-        raise recipe.told(node.name, placed) from None
+        raise recipe.told(node.name, error) from None
 
 
 def _recorded(artifact: Artifact) -> Estimate:

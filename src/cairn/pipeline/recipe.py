@@ -83,13 +83,14 @@ class Recipe:
         return f"{self.where}, line {line}" if line else self.where
 
     def told(self, name: str, error: UserError) -> UserError:
-        """The error of a stage whose place is a key of its configuration, such as `memory.budget_gb`, with the recipe's line or override.
+        """The error of a stage whose place is a key of its configuration, such as `memory.budget_gb`, or that has none, with the
+        recipe's line or override.
 
         Rooms below know keys and no recipe: in a recipe of ten stages a bare key says neither which one nor where.
         """
         config = self.stages[name].config
-        path = error.where.split(".")
-        if type(error) is not UserError or path[0] not in type(config).model_fields:
+        path = error.where.split(".") if error.where else []
+        if type(error) is not UserError or (path and path[0] not in type(config).model_fields):
             return error
         place = ("stages", name, *path)
         known = place in self.spots  # then the override says it all

@@ -10,7 +10,7 @@ from cairn.model.adapter_config import model_place
 from cairn.model.config import ModelConfig
 from cairn.model.context import check_length, check_positions
 from cairn.pipeline.checkpoints import saved_parameters
-from cairn.pipeline.passes import planned_passes
+from cairn.pipeline.passes import planned_passes, start_folder, tokenizer_folder
 from cairn.pipeline.stage import Estimate
 from cairn.pipeline.training import TrainConfig, check_vocabulary
 from cairn.train.board import require_tensorboard
@@ -52,16 +52,12 @@ def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     took = seconds(flops, gemm_rate(config.compute), hidden=shape.hidden_size if shape is not None else 1024, compute=config.compute)
     models = 8 if config.ema is not None and config.ema.use == "both" else 4
     disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
-    peak = _peak_memory(config, shape, total) if shape is not None else None
+    start = start_folder(config, inputs)
+    if shape is not None:
+        peak: int | None = _peak_memory(config, shape, total)
+    else:
+        peak = _peak_memory_of(config, start, total) if start is not None else None
     return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
-
-
-def _start(config: TrainConfig, inputs: dict[str, Any]) -> Path | None:
-    """The folder of the model that is trained further, where it is there already."""
-    if config.checkpoint is not None:
-        return Path(config.checkpoint)
-    artifact = inputs.get(str(config.init))
-    return model_place(artifact.path()) if artifact is not None else None
 
 
 def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
@@ -70,7 +66,7 @@ def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
     Raises:
         UserError: it does not.
     """
-    folder = _start(config, inputs)
+    folder = start_folder(config, inputs)
     if folder is None:
         planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
         check_positions(planned.context if planned is not None else None, config.sequence_length)
@@ -79,12 +75,14 @@ def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
 
     shape = base_config(folder)
     check_length(shape, config.sequence_length)
-    tokenizer = inputs.get(str(config.tokenizer))
+    place = tokenizer_folder(config, inputs)
     have = getattr(shape, "vocab_size", None)
     # A tokenizer that is still to be trained may come out smaller than it was asked for.
-    if tokenizer is not None and have is not None:
+    if place is not None and have is not None:
+        from cairn.tokenizer.load import Tokenizer
+
         tied = bool(getattr(shape, "tie_word_embeddings", False))
-        check_vocabulary(config, int(tokenizer.record.metrics["vocab_size"]), have, tied=tied, where=str(folder))
+        check_vocabulary(config, Tokenizer.load(place).vocab_size, have, tied=tied, where=str(folder))
 
 
 def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Estimate:
@@ -122,6 +120,20 @@ def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> in
     blocks = Dimensions.of(shape, vocabulary=0)
     # The vocabulary, out of what the blocks leave of the whole: a stage that trains on knows no tokenizer here.
     model = Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
+    return round(memory(model, memory_run(config, model)).peak)
+
+
+def _peak_memory_of(config: TrainConfig, folder: Path, parameters: int) -> int | None:
+    """The same of a model that lies in a folder; None for one without the sizes of a decoder with attention."""
+    from cairn.model.adapter import base_config
+    from cairn.model.cost import memory
+    from cairn.model.recompute import dimensions_of_config
+    from cairn.train.config import memory_run
+
+    shape = base_config(folder).get_text_config()
+    if not all(getattr(shape, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")):
+        return None
+    model = dimensions_of_config(shape, vocabulary=shape.vocab_size, tied=bool(shape.tie_word_embeddings), parameters=parameters)
     return round(memory(model, memory_run(config, model)).peak)
 
 

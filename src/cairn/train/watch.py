@@ -128,8 +128,9 @@ class Tally:
         known = any(math.isfinite(m) for m in means)
         broken = [i for i, m in enumerate(means) if not math.isfinite(m)] if known else []
         order = broken or sorted(range(len(means)), key=lambda i: (-means[i] if known else 0.0, i))
-        head = f"{len(broken)} of {len(means)} documents have a loss that is not finite" if broken else f"{len(means)} documents"
-        if not broken and known:
+        count = f"{len(means)} document{'s' if len(means) > 1 else ''}"
+        head = f"{len(broken)} of {count} with a loss that is not finite" if broken else count
+        if not broken and known and len(means) > 1:
             head += ", those with the highest loss"
         return _told(head, [(self.sources[i], self.documents[i]) for i in order[:SHOWN]], len(order), origins)
 

@@ -335,7 +335,7 @@ def _bad(number: int, problem: str, remedy: str) -> Record:
 
 def _told(error: BaseException) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return "nested too deep" if isinstance(error, RecursionError) else str(error)
 
 
