@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from cairn.errors import UserError
 from cairn.ledger.digest import folder_digest
 from cairn.model import adapter
 from cairn.model.adapter_config import AdapterConfig
-from cairn.model.load import save_model
+from cairn.model.load import load_model, save_model
 
 KINDS = ["lora", "rslora", "dora", "ia3"]
 
@@ -119,6 +120,19 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path, tiny):
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(UserError, match="cannot read the adapter"):
         adapter.load_on_base(tmp_path / "adapter", tmp_path / "base")
+
+
+def test_a_base_that_lies_elsewhere_is_no_cause_for_a_warning(tmp_path, tiny):
+    """peft tells of its new place on the screen of whoever chats with the model."""
+    for name in ("base", "same"):
+        save_model(tiny(), tmp_path / name)
+    one, weights = stirred(load_model(tmp_path / "base"), config())
+    adapter.save_adapter(one, weights, tmp_path / "adapter", {"digest": folder_digest(tmp_path / "base"), "held": "full", "vocabulary": 50})
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": "base"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adapter.load_on_base(tmp_path / "adapter", tmp_path / "same")
 
 
 def test_a_merge_that_gives_other_logits_is_refused():

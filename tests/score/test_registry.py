@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +46,10 @@ def test_every_metric_is_described() -> None:
 def test_misspelt() -> None:
     with pytest.raises(UserError, match="did you mean 'exact'"):
         get_metric("exactt")
+
+
+def test_the_manual_names_every_metric():
+    """Only the error of a misspelt one did."""
+    told = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text(encoding="utf-8").partition("Score functions")[2]
+    told = told.partition("\n\n")[0]
+    assert not [name for name in metrics() if f"`{name}`" not in told]

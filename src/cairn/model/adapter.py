@@ -209,6 +209,8 @@ def _wrap(model: Any, peft_config: Any) -> Any:
     with warnings.catch_warnings():
         # peft tells of transposed layers (GPT-2's), which it then treats as it must.
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        # A base that lies elsewhere now is known by its digest, or was named by the user.
+        warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
         # It asks transformers by a name that is on its way out there.
         warnings.filterwarnings("ignore", category=FutureWarning)
         return peft.get_peft_model(model, peft_config)

@@ -234,10 +234,11 @@ def test_bad_input_ends_with_status_2_and_a_reason(recipe, capsys, name):
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_score_that_is_not_finite_is_told(recipe, monkeypatch, capsys):
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_score_that_is_not_finite_is_told(recipe, monkeypatch, capsys, value):
     from cairn.model import reward
 
     path = recipe(REWARD, BEST)
-    monkeypatch.setattr(reward, "rewards", lambda model, rows, batch: [float("nan")] * len(rows))
+    monkeypatch.setattr(reward, "rewards", lambda model, rows, batch: [value] * len(rows))
     assert main(["run", path, "--store", "one"]) == 2
-    assert "the score of an answer is nan" in " ".join(capsys.readouterr().err.split())
+    assert f"the score of an answer is {value}" in " ".join(capsys.readouterr().err.split())
