@@ -39,6 +39,8 @@ def judging(reply: Reply) -> Iterator[Judge]:
             self.send_response(status)
             if 300 <= status < 400:
                 self.send_header("Location", "/v1/models")
+            if status == 429:
+                self.send_header("Retry-After", "1")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

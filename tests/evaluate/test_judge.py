@@ -119,6 +119,8 @@ def test_half_a_line_of_a_killed_run_is_asked_again_and_a_replay_asks_nobody(tmp
     ({"checkpoint": "b", "name": "n"}, "endpoint and name go together"),
     ({"endpoint": "localhost:8000", "name": "n"}, "no address of a server"),
     ({"endpoint": "ftp://x/v1", "name": "n"}, "no address of a server"),
+    ({"endpoint": "http://x:80000/v1", "name": "n"}, "Port out of range"),
+    ({"endpoint": "http://[x/v1", "name": "n"}, "Invalid IPv6"),
     ({"endpoint": "http://x/v1/chat/completions", "name": "n"}, "leave /chat/completions out"),
     ({"endpoint": "http://me:secret@x/v1", "name": "n"}, "would stand in the record"),
     ({**LOCAL, "scale": [5, 5]}, "from the lowest to the highest"),

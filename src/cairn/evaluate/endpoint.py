@@ -99,7 +99,8 @@ class Endpoint:
                     come.put((number, self._reply(dialogues[number], stop), ""))
                 except _Failed as error:
                     come.put((number, None, error.why))
-                except Exception as error:  # whatever it is must reach who waits
+                except Exception as error:  # whatever it is must reach who waits, and concerns the others too
+                    stop.set()
                     come.put((number, None, error))
 
         # Daemons: Ctrl-C must not wait for a server that does not answer.
@@ -147,7 +148,11 @@ class Endpoint:
     def _once(self, path: str, body: Any) -> dict[str, Any]:
         until = time.monotonic() + self.config.timeout
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get(self.config.key):
+        # Keys are pasted, often with the end of their line.
+        if key := os.environ.get(self.config.key, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                remedy = "put the key alone into it"
+                raise UserError("the judge's key holds characters that no key has", where=f"the variable {self.config.key}", remedy=remedy)
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         try:

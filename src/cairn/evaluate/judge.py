@@ -51,6 +51,7 @@ Ask = Callable[[Sequence[Messages], Told], None]
 
 def _address(value: str) -> None:
     parts = urlsplit(value)
+    _ = parts.port  # refuses one that is no port
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"'{value}' is no address of a server", remedy="give its base, such as http://127.0.0.1:8000/v1")
     if parts.path.rstrip("/").endswith("/completions"):
