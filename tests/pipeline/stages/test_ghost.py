@@ -89,6 +89,17 @@ def test_the_order_stands_once_and_only_the_last_answer_is_learnt_from(history: 
     assert "Ask" not in learnt
 
 
+def test_a_folder_may_answer_and_rows_may_only_ask() -> None:
+    assert run(RECIPE, "--until", "ghost") == 0
+    first = made()
+    folder = resolve_artifact("small/chat", Store(Path("one"))).path("model")
+    asked = [json.loads(line) for line in Path("talk.jsonl").read_text().splitlines()]
+    Path("asked.jsonl").write_text("".join(json.dumps({"messages": row["messages"][:1]}) + "\n" for row in asked))
+    head, _, tail = RECIPE.partition("    model: chat\n")
+    assert run(f"{head}    checkpoint: {folder}\n{tail.replace('talk.jsonl', 'asked.jsonl', 1)}", "--until", "ghost") == 0
+    assert made() == first
+
+
 def test_another_seed_another_choice_and_the_same_seed_the_same_bytes() -> None:
     assert run(RECIPE, "--until", "ghost") == 0
     first = made()
@@ -103,6 +114,8 @@ def test_another_seed_another_choice_and_the_same_seed_the_same_bytes() -> None:
     ("old", "new", "words"),
     [
         ("words: [hat, pen]", "words: []", "go together"),
+        ("    model: chat\n", "", "either model or checkpoint"),
+        ("    model: chat\n", "    model: chat\n    checkpoint: talk.jsonl\n", "either model or checkpoint"),
         ("turns: [2, 3]", "turns: [3, 2]", "the fewest and the most"),
         ("turns: [2, 3]", "turns: [2, 50]", "40 different questions"),
         ("max_new_tokens: 12", "max_new_tokens: 1", "no dialogue got all of its answers"),

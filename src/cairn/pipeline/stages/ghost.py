@@ -8,6 +8,7 @@ answers before it were given to an instruction that the row no longer shows. Out
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,7 +17,7 @@ from cairn.config import Config
 from cairn.data.sources import Prompts
 from cairn.errors import UserError
 from cairn.generate.sampling import Sampling
-from cairn.ledger.refs import StageRef
+from cairn.ledger.refs import InputPath, StageRef
 from cairn.model.adapter_config import MODEL_FILES, model_place
 from cairn.pipeline.drafts import empty
 from cairn.pipeline.stage import Context, Stage, register
@@ -29,8 +30,10 @@ Row = dict[str, Any]
 class GhostConfig(Config):
     """Who answers what, and under which instructions."""
 
-    model: StageRef
-    """The train stage whose model answers; it must obey an instruction that stands beside its question."""
+    model: StageRef | None = None
+    """The stage whose model answers; it must obey an instruction that stands beside its question. Give this or `checkpoint`."""
+    checkpoint: InputPath | None = None
+    """A Hugging Face folder with tokenizer and chat template, in its place."""
     data: list[Prompts] = Field(min_length=1)
     """Rows whose user turns are the questions; turns of rows with tools are left out. Weights do not count."""
     instructions: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
@@ -53,6 +56,8 @@ class GhostConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> GhostConfig:
+        if (self.model is None) == (self.checkpoint is None):
+            raise ValueError("give either model or checkpoint: who answers")
         if not 1 <= self.turns[0] <= self.turns[1]:
             raise ValueError(f"turns must be two numbers, the fewest and the most, not {list(self.turns)}")
         wanted = [text for text in self.instructions if WORD in text]
@@ -82,7 +87,8 @@ class Ghost(Stage):
             raise UserError(what, where="data", remedy="give more rows with messages and without tools, or lower `turns`")
         plans = [_plan(config, questions, context.seed, number) for number in range(config.dialogues)]
         deterministic()
-        loaded = load_chat(model_place(context.inputs[config.model].path()), max_batch=config.max_batch)
+        place = model_place(context.inputs[config.model].path()) if config.model is not None else Path(str(config.checkpoint))
+        loaded = load_chat(place, max_batch=config.max_batch)
         sampling = config.sampling.model_copy(update={"seed": seeds.seed(context.seed, "ghost")})
         context.progress.start(sum(len(asked) for _, asked in plans), "answers")
         answered = _answers(loaded, plans, config, sampling, lambda done, tokens: context.progress.update(done, tokens=tokens))
@@ -100,7 +106,8 @@ class Ghost(Stage):
         return {DIALOGUES}
 
     def needs(self, config: GhostConfig) -> Iterator[tuple[tuple[str, ...], str, tuple[str, ...]]]:
-        yield ("model",), config.model, MODEL_FILES
+        if config.model is not None:
+            yield ("model",), config.model, MODEL_FILES
 
 
 Plan = tuple[str, list[str]]
