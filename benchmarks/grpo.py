@@ -50,9 +50,9 @@ class Options(Config):
     """The recipe's: corpus, weights, order and draws."""
     tokens: int = Field(680_000, gt=0)
     """Of the short tuning; the recipe's own has 5 million."""
-    steps: int = Field(100, gt=0)
+    steps: int = Field(120, gt=0)
     """Updates of the stage grpo."""
-    practice: float = Field(1.0, ge=0)
+    practice: float = Field(0.7, ge=0)
     """Weight of the practice; 0: none."""
     budget: list[str] = NOTHING
     """Further overrides, as `cairn run --set` takes them."""
