@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from cairn.cli.main import main
+from cairn.errors import Lost, UserError
 from cairn.ledger.store import Artifact, Store
+from cairn.pipeline.recipe import load_recipe
 
 RECIPE = """\
 recipe: bad
@@ -133,10 +135,11 @@ def test_what_no_memory_holds_is_refused_by_a_run_and_shown_by_a_plan(refused: R
     assert "chat takes more memory than the" in capsys.readouterr().out
 
 
-def test_a_mistake_without_a_place_has_the_stages_line(refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "bad.yaml", "--until", "tokenizer"]) == 0
-    capsys.readouterr()
-    refused("run", "chat.sequence_length=1", says=("hold no target", "at: bad.yaml, line 8", "raise the sequence length"))
+def test_a_mistake_without_a_place_has_the_stages_line(folder: Path) -> None:
+    recipe = load_recipe("bad.yaml")
+    assert recipe.told("chat", UserError("it went wrong")).where == "bad.yaml, line 8, stages.chat"
+    for error in (UserError("a bad row", where="rows.jsonl, row 2"), Lost("rank 1 is gone")):
+        assert recipe.told("chat", error) is error
 
 
 def test_more_ranks_than_a_machine_can_hold(refused: Refused) -> None:
