@@ -49,7 +49,7 @@ class Options(Config):
     seed: int = Field(1, ge=0)
     """The recipe's: corpus, weights, order and draws."""
     tokens: int = Field(680_000, gt=0)
-    """Of the short tuning; the recipe's own has 5 million."""
+    """Of the short tuning; the recipe's own has 7.2 million."""
     steps: int = Field(120, gt=0)
     """Updates of the stage grpo."""
     practice: float = Field(0.7, ge=0)

@@ -36,4 +36,4 @@ def test_only_functions_have_a_bound(bench: ModuleType) -> None:
 def test_the_recipe_can_be_read(bench: ModuleType, tmp_path) -> None:
     (tmp_path / "r.yaml").write_text(bench.RECIPE.format(seed=1, prompts=20, chat=tmp_path, format="karakuri", tokens=9000))
     recipe = load_recipe(str(tmp_path / "r.yaml"))
-    assert list(recipe.stages["steered"].config.attributes) == ["verbosity", "complexity", "humor", "toxicity"]
+    assert list(recipe.stages["steered"].config.attributes.root) == ["verbosity", "complexity", "humor", "toxicity"]

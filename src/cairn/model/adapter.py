@@ -21,6 +21,7 @@ from cairn.ledger import seeds
 from cairn.ledger.digest import folder_digest
 from cairn.ledger.record import RECORD, read_record
 from cairn.model.adapter_config import AdapterConfig, model_place
+from cairn.model.folder import require_config
 from cairn.model.nf4 import quantise_linears, write_out_linears
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
@@ -115,6 +116,8 @@ def base_config(folder: Path) -> Any:
 
     while is_adapter(folder):
         folder = base_of(folder)
+    if folder.is_dir():
+        require_config(folder)
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:

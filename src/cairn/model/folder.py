@@ -9,10 +9,15 @@ from cairn.errors import UserError
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
-def refuse_pickles(folder: Path) -> None:
-    """Raise unless `folder` holds safetensors; name the pickle if that is all there is."""
+def require_config(folder: Path) -> None:
+    """Raise unless `folder` holds a configuration."""
     if not (folder / "config.json").is_file():
         raise UserError("this is no model folder: it has no config.json", where=str(folder), remedy="give one that save_pretrained wrote")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise unless `folder` holds safetensors; name the pickle if that is all there is."""
+    require_config(folder)
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)

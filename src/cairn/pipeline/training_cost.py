@@ -69,7 +69,7 @@ def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
     folder = start_folder(config, inputs)
     if folder is None:
         planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-        check_positions(planned.context if planned is not None else None, config.sequence_length)
+        check_positions(planned.context if isinstance(planned, ModelConfig) else None, config.sequence_length)
         return
     from cairn.model.adapter import base_config
 
