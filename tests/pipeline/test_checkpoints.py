@@ -27,7 +27,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, folder / "model-1.safetensors", {"format": "pt"})
     save_file({"c": torch.zeros(2, 2, 2)}, folder / "model-2.safetensors")
     return folder
