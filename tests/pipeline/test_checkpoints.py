@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from cairn.chat.format import load_format
 from cairn.errors import UserError
 from cairn.ledger.store import Store
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.plan import make_plan
 from cairn.pipeline.recipe import load_recipe
 from cairn.pipeline.run import run_recipe
+from cairn.tokenizer.train import byte_tokenizer, save
 
 Write = Callable[..., str]
 
@@ -27,9 +29,12 @@ def checkpoint(tmp_path: Path) -> Path:
 
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "llama"}')
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 300}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
     save_file({"a": torch.zeros(3, 5), "b": torch.zeros(7)}, folder / "model-1.safetensors", {"format": "pt"})
     save_file({"c": torch.zeros(2, 2, 2)}, folder / "model-2.safetensors")
+    k2 = load_format("k2")
+    save(byte_tokenizer(k2).backend, k2, folder)
     return folder
 
 
@@ -70,7 +75,7 @@ def test_a_plan_counts_a_checkpoint_and_sees_that_the_disk_is_too_small(
     assert step.estimate.parameters == 30
     assert (step.estimate.disk_bytes or 0) >= 30 * 4 * 4, "weights, master weights and two moments"
     monkeypatch.setattr(Store, "free_bytes", lambda self: 32_000_000)
-    monkeypatch.setattr("cairn.pipeline.training_cost.saved_parameters", lambda folder: 10**9)
+    monkeypatch.setattr("cairn.pipeline.training_cost.saved_parameters", lambda folder: 10**7)
     with pytest.raises(UserError, match="too little room"):
         run_recipe(recipe, store)
     (checkpoint / "config.json").unlink()
