@@ -36,7 +36,7 @@ SKIPPED = {
 SHORT = ["tokens=null", "steps=2", "batch_sequences=2"]
 SHAPE = [f"model.{size}" for size in MODEL]
 SMALLER = {
-    "cairn verify pebble/chat --interval 1600:2400": "cairn verify pebble/chat --interval 1:3",
+    "cairn verify pebble/chat --interval 2400:3200": "cairn verify pebble/chat --interval 1:3",
     "cairn run my-recipe.yaml": shlex.join(
         ["cairn", "run", "my-recipe.yaml", *sets("tokenizer.vocab_size=400", *(f"chat.{one}" for one in [*SHORT, *SHAPE]))]
     ),
