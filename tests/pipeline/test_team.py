@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,9 @@ def test_ranks_passes_and_shards_change_nothing_but_rounding(recipe: Any) -> Non
     for stage in ("base", "wide", "shards", "untied"):
         np.testing.assert_allclose(losses("two", stage), losses("one", stage), rtol=2e-4, err_msg=stage)
     wider = ("--set", "base.batch_sequences=2", "--set", "base.accumulate=4")
-    finish(start("run", path, "--store", "four", "--until", "base", "--ranks", "4", *wider))
+    # A recipe of another folder: its command, as a card shows it, names no folder.
+    deep = shutil.copy(path, Path(tempfile.mkdtemp(dir=".")) / "small.yaml")
+    finish(start("run", str(deep), "--store", "four", "--until", "base", "--ranks", "4", *wider))
     np.testing.assert_allclose(losses("four", "base"), losses("one", "base"), rtol=2e-4)
     record = artifact("four", "base").record
     assert record.environment["world_size"] == 4

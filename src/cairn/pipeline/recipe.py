@@ -72,6 +72,8 @@ class Recipe:
     """What to type to run it: its file and the overrides, with stand-ins for files and folders from outside."""
     spots: dict[tuple[str, ...], str]
     """{place: override} of what the command line changed."""
+    words: tuple[str, ...] = ()
+    """What follows `cairn` to run it from here, with real paths: for a further process, and for nobody's eyes."""
 
     def spot(self, *path: str | int) -> str:
         """Where a key of the recipe stands, or the override that gave it its value, for errors."""
@@ -123,7 +125,8 @@ def load_recipe(ref: str, overrides: Sequence[str] = ()) -> Recipe:
         stages = {name: _stage(name, given, values, where, text) for name, given in top.stages.items()}
         stages = {name: _resolved(spec, stages, where, text) for name, spec in stages.items()}
     command = _command(ref, overrides, spots, stages)
-    return Recipe(top.recipe, top.seed, top.description, stages, where, text, command, spots)
+    words = ("run", ref, *(word for override in overrides for word in ("--set", override)))
+    return Recipe(top.recipe, top.seed, top.description, stages, where, text, command, spots, words)
 
 
 def _command(ref: str, overrides: Sequence[str], spots: Mapping[tuple[str, ...], str], stages: Mapping[str, StageSpec]) -> str:

@@ -93,7 +93,7 @@ def run_recipe(
     Raises:
         UserError: anything that the user can mend; what was done until then is kept.
     """
-    team = Team(ranks, command_of(recipe.command, store.root, until))
+    team = Team(ranks, command_of(recipe.words, store.root, until))
     if team.follows:
         return _follow(recipe, store, until, team)
     try:

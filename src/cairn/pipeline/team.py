@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,7 +328,7 @@ class _LocalRanks:
                 process.wait()
 
 
-def command_of(command: str, store: Path, until: str | None) -> list[str]:
-    """The words that start a further rank of a run, from the recipe's command."""
-    words = [sys.executable, "-m", "cairn", *shlex.split(command)[1:], "--store", str(store)]
+def command_of(run: Sequence[str], store: Path, until: str | None) -> list[str]:
+    """The words that start a further rank of a run, from the recipe's. Its command to show has no paths: no process could read it."""
+    words = [sys.executable, "-m", "cairn", *run, "--store", str(store)]
     return words + (["--until", until] if until else [])
