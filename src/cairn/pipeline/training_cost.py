@@ -48,7 +48,7 @@ def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
         if known is None:
             return Estimate(tokens=tokens)
         total, flops = known, 6.0 * known * tokens
-        shape = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+        shape = _planned_model(config, inputs)
     took = seconds(flops, gemm_rate(config.compute), hidden=shape.hidden_size if shape is not None else 1024, compute=config.compute)
     models = 8 if config.ema is not None and config.ema.use == "both" else 4
     disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
@@ -60,6 +60,13 @@ def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
 
 
+def _planned_model(config: TrainConfig, inputs: dict[str, Any]) -> ModelConfig | None:
+    """The shape that the recipe gives the model which is trained further; None where its stage makes none anew, as pruning and merging
+    do: their key `model` names a stage."""
+    found = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+    return found if isinstance(found, ModelConfig) else None
+
+
 def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
     """See that the model which is trained further fits the sequences and the tokenizer, hours before the stage would say so.
 
@@ -68,8 +75,8 @@ def _check_start(config: TrainConfig, inputs: dict[str, Any]) -> None:
     """
     folder = start_folder(config, inputs)
     if folder is None:
-        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
-        check_positions(planned.context if isinstance(planned, ModelConfig) else None, config.sequence_length)
+        planned = _planned_model(config, inputs)
+        check_positions(planned.context if planned is not None else None, config.sequence_length)
         return
     from cairn.model.adapter import base_config
 
@@ -98,7 +105,7 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
     elif (artifact := inputs.get(str(config.init))) is not None:
         shape = base_config(model_place(artifact.path()))
     else:
-        planned = getattr(getattr(inputs, "configs", {}).get(config.init), "model", None)
+        planned = _planned_model(config, inputs)
         if planned is None:
             return Estimate(tokens=tokens)
         shape = transformers_config(planned, vocab_size=1, bos_id=0, eos_id=0, pad_id=0)

@@ -118,6 +118,19 @@ def test_a_pruned_student_learns_from_kept_numbers_as_from_the_model(recipe: Any
         cairn(capsys, "verify", f"small/{name}", "--replay")
 
 
+def test_a_plan_knows_a_pruned_model_before_and_after_it_is_made(recipe: Any, capsys: Any) -> None:
+    """Its stage's key `model` names a stage, and no shape."""
+    path = recipe(THIN, student("x", "teacher: whole", init="thin"))
+
+    def parameters() -> int | None:
+        (x,) = (step for step in json.loads(cairn(capsys, "plan", path, "--json"))["stages"] if step["name"] == "x")
+        return x["parameters"]
+
+    assert parameters() is None
+    cairn(capsys, "run", path, "--until", "thin")
+    assert parameters() == artifact("thin").record.metrics["parameters"]
+
+
 @pytest.mark.parametrize(
     ("stages", "what", "when"),
     [
