@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cairn.model.packing.check import CAPS, narrowed, states_alone
+from cairn.model.packing.check import CAPS, agree, narrowed, states_alone
 
 TOKENS = 8
 """Tokens of the row that is tried; attention of one token says nothing about scores."""
@@ -35,8 +35,7 @@ def keep_caps(model: Any) -> Any:
             found = None  # newer releases refuse the cap at the first call
         model.set_attn_implementation("eager")
         wanted = states_alone(model, ids)
-    tolerance = 1e-4 if wanted.dtype == torch.float32 else 3e-2
-    if found is not None and float((found - wanted).abs().max()) <= tolerance * max(1.0, float(wanted.abs().max())):
+    if found is not None and agree(found, wanted):
         model.set_attn_implementation(plain)
     return model.train(training)
 

@@ -7,7 +7,6 @@ free shapes, so that it takes seconds and not minutes (docs/experiments.md). All
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cairn.ledger.environment import compiler_path
 from cairn.model.native import train as native
 from cairn.model.switch import Switch
 
@@ -26,7 +26,7 @@ compiled = _compile.held
 
 def compiler_found() -> bool:
     """Whether torch's compiler can work here: on a CPU it needs a C++ compiler."""
-    return torch.cuda.is_available() or shutil.which("g++") is not None or shutil.which("clang++") is not None
+    return torch.cuda.is_available() or compiler_path() is not None
 
 
 def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ The library is kept under the digest of its source, flags, compiler and processo
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import re
 import subprocess
@@ -54,14 +55,18 @@ def built(source: Path, name: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         raise Unavailable(f"the compiled library does not open: {error}") from error
 
 
-def kernels(source: Path, name: str, functions: Mapping[str, Sequence[Any]], flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """`built`, for a source that includes parallel.h: its functions declared by the types of their arguments, on torch's threads."""
-    library = built(source, name, flags)
-    for function, types in {**functions, "use_threads": [ctypes.c_void_p]}.items():
-        declared = getattr(library, function)
-        declared.argtypes, declared.restype = list(types), None
-    library.use_threads(openmp())
-    return library
+def opened(source: Path, name: str, functions: Mapping[str, Sequence[Any]], flags: Sequence[str] = ()) -> tuple[Any, str]:
+    """(`built`, for a source that includes parallel.h: its functions declared by the types of their arguments, on torch's threads; why
+    there is none)."""
+    try:
+        library = built(source, name, flags)
+        for function, types in {**functions, "use_threads": [ctypes.c_void_p]}.items():
+            declared = getattr(library, function)
+            declared.argtypes, declared.restype = list(types), None
+        library.use_threads(openmp())
+    except Unavailable as error:
+        return None, str(error)
+    return library, ""
 
 
 def _texts(source: Path) -> list[str]:
@@ -71,6 +76,7 @@ def _texts(source: Path) -> list[str]:
     return [text, *(inner for name in found for inner in _texts(source.parent / name))]
 
 
+@functools.cache
 def openmp() -> int:
     """The address of the function that starts threads in the OpenMP runtime that torch has loaded: a second runtime would have threads
     of its own, which wait for work on the cores that torch's need."""

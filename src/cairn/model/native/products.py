@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.native.build import Unavailable, kernels
+from cairn.model.native.build import opened
+from cairn.model.native.trial import differing
 
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 _FUNCTIONS = {
@@ -37,10 +38,7 @@ def missing() -> str:
 @functools.cache
 def _opened() -> tuple[Any, str]:
     """The library, or why there is none."""
-    try:
-        return kernels(Path(__file__).with_name("products.cpp"), "products", _FUNCTIONS), ""
-    except Unavailable as error:
-        return None, str(error)
+    return opened(Path(__file__).with_name("products.cpp"), "products", _FUNCTIONS)
 
 
 def takes(T: int, weight_OI: Tensor) -> bool:
@@ -89,11 +87,9 @@ def _trial() -> str:
     for T, outs, ins in ((67, 80, 32), (64, 32, 80)):
         x, w, g = (torch.randn(*shape, generator=draw).to(torch.bfloat16) for shape in ((T, ins), (outs, ins), (T, outs)))
         pairs = {
-            "product": (forward(x, w), x.float() @ w.float().t()), "product's input": (input_gradient(g, w), g.float() @ w.float()),
-            "product's weight": (weight_gradient(g, x), g.float().t() @ x.float()),
+            "a product": (forward(x, w), x.float() @ w.float().t()), "a product's input": (input_gradient(g, w), g.float() @ w.float()),
+            "a product's weight": (weight_gradient(g, x), g.float().t() @ x.float()),
         }  # fmt: skip
-        for name, (mine, theirs) in pairs.items():
-            off = float((mine.float() - theirs).abs().max() / theirs.abs().max())
-            if not off <= TOLERANCE:
-                return f"the kernel of a {name} differs from plain torch here (by {off:.1e} of the largest value)"
+        if reason := differing(pairs, TOLERANCE):
+            return reason
     return ""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cairn.model.native import products
-from cairn.model.native.build import Unavailable, kernels
+from cairn.model.native.build import opened
 from cairn.model.native.trial import trial
 from cairn.model.switch import Switch
 
@@ -79,11 +79,7 @@ def missing() -> str:
 @lru_cache(maxsize=1)
 def _opened() -> tuple[Any, str]:
     """The library, or why there is none."""
-    try:
-        library = kernels(Path(__file__).with_name("train.cpp"), "train", _FUNCTIONS)
-    except Unavailable as error:
-        return None, str(error)
-    return library, ""
+    return opened(Path(__file__).with_name("train.cpp"), "train", _FUNCTIONS)
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

@@ -29,14 +29,20 @@ def trial(kernels: Mapping[str, Callable[..., Any]], attention: Callable[..., Te
 
     with torch.enable_grad():
         pairs = {**_norm(kernels, some), **_gate(kernels, some), **_attention(attention, some, None), **_attention(attention, some, WINDOW)}
-    for name, (mine, theirs) in pairs.items():
-        off = float((mine.detach().float() - theirs.detach()).abs().max() / theirs.detach().abs().max())
-        if not off <= TOLERANCE:
-            return f"the kernel of {name} differs from plain torch here (by {off:.1e} of the largest value)"
-    return ""
+    return differing(pairs, TOLERANCE)
 
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
+"""By what is computed: our own, and plain torch's in fp32."""
+
+
+def differing(pairs: Pairs, tolerance: float) -> str:
+    """The first of these that lie farther apart than such a share of the largest value, in a sentence; empty if none does."""
+    for name, (mine, theirs) in pairs.items():
+        off = float((mine.detach().float() - theirs.detach()).abs().max() / theirs.detach().abs().max())
+        if not off <= tolerance:
+            return f"the kernel of {name} differs from plain torch here (by {off:.1e} of the largest value)"
+    return ""
 
 
 def _norm(kernels: Mapping[str, Callable[..., Any]], some: Callable[..., Tensor]) -> Pairs:

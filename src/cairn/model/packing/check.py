@@ -143,7 +143,12 @@ def answers_agree(model: Any) -> bool:
         shared = model.base_model(input_ids=ids, position_ids=positions[None], use_cache=False, packing=layout).last_hidden_state[0]
         alone = [_packed(model, (torch.cat([prompt, answer]), prompt), 0, Layout((5 + len(answer), 5), device)) for answer in (one, other)]
     wanted = torch.cat([alone[0][:9], alone[1][5:11]])
-    return float((shared - wanted).abs().max()) <= TOLERANCE.get(shared.dtype, 3e-2) * max(1.0, float(wanted.abs().max()))
+    return agree(shared, wanted)
+
+
+def agree(states: Tensor, wanted: Tensor) -> bool:
+    """Whether hidden states differ by no more than rounding in their type explains."""
+    return float((states - wanted).abs().max()) <= TOLERANCE.get(states.dtype, 3e-2) * max(1.0, float(wanted.abs().max()))
 
 
 def probe(model: Any, longest: int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cairn.model.native.build import Unavailable, kernels
+from cairn.model.native.build import opened
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 PIECE = 1 << 15
@@ -40,19 +40,14 @@ _FUNCTIONS: dict[str, list[Any]] = {"adamw_step": [ctypes.POINTER(_AdamW)], "ada
 @functools.cache
 def missing() -> str:
     """Why the kernel cannot be used here; empty where it can, and gives what torch gives on a small weight."""
-    reason = _opened()[1]
-    return reason or _trial()
+    return _opened()[1] or _trial()
 
 
 @functools.cache
 def _opened() -> tuple[Any, str]:
     """The library, or why there is none."""
-    try:
-        # Whether a product and a sum become one is written in the source: the compiler's choice would be other bits.
-        library = kernels(Path(__file__).with_name("adamw.cpp"), "adamw", _FUNCTIONS, ["-ffp-contract=off"])
-    except Unavailable as error:
-        return None, str(error)
-    return library, ""
+    # Whether a product and a sum become one is written in the source: the compiler's choice would be other bits.
+    return opened(Path(__file__).with_name("adamw.cpp"), "adamw", _FUNCTIONS, ["-ffp-contract=off"])
 
 
 def step(
