@@ -72,7 +72,7 @@ class Recipe:
     """What to type to run it: its file and the overrides, with stand-ins for files and folders from outside."""
     spots: dict[tuple[str, ...], str]
     """{place: override} of what the command line changed."""
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...]
     """What follows `cairn` to run it from here, with real paths: for a further process, and for nobody's eyes."""
 
     def spot(self, *path: str | int) -> str:

@@ -130,7 +130,7 @@ class Trainer:
 
     @property
     def formulas(self) -> str:
-        """What computes a block besides its matrix products: `native` (our own kernels), `compiled` or `plain` torch."""
+        """What computes a block: `native` (our own kernels), or torch with its formulas `compiled` or `plain`."""
         return "native" if self.native else "compiled" if self.compiled else "plain"
 
     def _adviser(self) -> Adviser | None:
