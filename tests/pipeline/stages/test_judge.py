@@ -13,21 +13,8 @@ from cairn.ledger.store import Artifact, Store
 from cairn.pipeline.resolve import resolve_artifact
 
 from ...evaluate.false_judge import judging
+from .small import head
 
-HEAD = """\
-recipe: small
-seed: 1
-stages:
-  tok: {kind: tokenizer, vocab_size: 300, format: k2, data: [{name: a, path: talk.jsonl}]}
-  base:
-    kind: train
-    tokenizer: tok
-    model: {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 64, context: 1536}
-    data: [{name: a, path: talk.jsonl}]
-    steps: 2
-    sequence_length: 64
-    batch_sequences: 8
-"""
 BEST = """\
   best:
     kind: best_of
@@ -50,7 +37,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(endpoint, "PAUSE", 0.01)
 
     def write(judge: str) -> str:
-        (tmp_path / "r.yaml").write_text(HEAD + BEST.replace("{JUDGE}", judge))
+        (tmp_path / "r.yaml").write_text(head(steps=2, context=1536) + BEST.replace("{JUDGE}", judge))
         return "r.yaml"
 
     return write

@@ -20,20 +20,8 @@ from cairn.pipeline.resolve import resolve_artifact
 from cairn.pipeline.stages.best_of import BestOfConfig, Group, choose
 from cairn.train.loop import read_metrics
 
-HEAD = """\
-recipe: small
-seed: 1
-stages:
-  tok: {kind: tokenizer, vocab_size: 300, format: k2, data: [{name: a, path: talk.jsonl}]}
-  base:
-    kind: train
-    tokenizer: tok
-    model: {hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 64, context: 128}
-    data: [{name: a, path: talk.jsonl}]
-    steps: 40
-    sequence_length: 64
-    batch_sequences: 8
-"""
+from .small import head
+
 DPO = """\
   {name}:
     kind: train
@@ -70,7 +58,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
     def write(*stages: str) -> str:
-        (tmp_path / "r.yaml").write_text(HEAD + "".join(stages))
+        (tmp_path / "r.yaml").write_text(head() + "".join(stages))
         return "r.yaml"
 
     return write
