@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,13 +79,13 @@ def run(path, *words, status=0, store="one"):
 
 REFERENCE = "  ref: {kind: reference, model: base, data: [{name: p, path: pairs.jsonl}], sequence_length: 64}\n"
 REWARD = stage("judge", objective="reward", steps=30)
-BEST = f"""\
-  best: {{{ASKED}, reward: judge, answers: 4, pairs: worst, unfinished: keep, {SAMPLING}}}
+BEST = f"  best: {{{ASKED}, reward: judge, answers: 4, pairs: worst, unfinished: keep, {SAMPLING}}}\n"
+AGAIN = """\
   again:
     kind: train
     objective: preference
     init: base
-    data: [{{name: p, stage: best, file: pairs.jsonl}}]
+    data: [{name: p, stage: best, file: pairs.jsonl}]
     steps: 3
     sequence_length: 64
     batch_sequences: 4
@@ -93,7 +94,7 @@ BEST = f"""\
 
 def test_from_a_reference_to_pairs_that_are_trained_on_again(recipe):
     lora = "adapter: {kind: lora, rank: 4, alpha: 8}"
-    path = recipe(REFERENCE, stage("shared", "reference: ref"), stage("own"), stage("light", lora), REWARD, BEST)
+    path = recipe(REFERENCE, stage("shared", "reference: ref"), stage("own"), stage("light", lora), REWARD, BEST, AGAIN)
     run(path)
     # The stage's numbers are those that a training measures itself, and an adapter's are those with the adapter off.
     assert [line["loss"] for line in lines("one", "shared")] == pytest.approx([line["loss"] for line in lines("one", "own")], rel=1e-4)
@@ -124,6 +125,17 @@ def test_from_a_reference_to_pairs_that_are_trained_on_again(recipe):
     model = load_reward(folder)
     assert np.mean(np.array(rewards(model, good)) > np.array(rewards(model, bad))) > 0.9
     assert main(["verify", "small/own", "--replay", "--interval", "0:4", "--store", "one"]) == 0
+
+
+def test_a_reward_model_in_a_folder_scores_as_the_stage_that_made_it(recipe, capsys):
+    run(recipe(REWARD, BEST), "--until", "best")
+    shutil.copytree(artifact("one", "judge").path("model"), "judge-folder")
+    run(recipe(REWARD, BEST, BEST.replace("best:", "far:").replace("reward: judge", "reward_checkpoint: judge-folder")), "--until", "far")
+    ours, theirs = (artifact("one", name).path("samples.jsonl").read_bytes() for name in ("best", "far"))
+    assert ours == theirs
+    shutil.rmtree("judge-folder")
+    assert main(["run", "r.yaml", "--store", "two"]) == 2
+    assert "judge-folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -197,7 +209,7 @@ BAD = {
         f"  best: {{{ASKED}, metric: number, answers: 2, unfinished: keep, {SAMPLING}}}\n", "all have the same score",
     ),
     "a greedy choice": (f"  best: {{{ASKED}, metric: exact, sampling: {{}}}}\n", "temperature 0"),
-    "no score": (f"  best: {{{ASKED}, {SAMPLING}}}\n", "either reward, metric or judge"),
+    "no score": (f"  best: {{{ASKED}, {SAMPLING}}}\n", "either reward, reward_checkpoint, metric or judge"),
     "a language model as judge": (
         f"  best: {{{ASKED}, reward: base, {SAMPLING}}}\n", "no reward model",
     ),

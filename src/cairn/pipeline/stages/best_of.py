@@ -46,7 +46,9 @@ class BestOfConfig(Config):
     sampling: Sampling = Sampling(temperature=1.0)
     """How tokens are chosen; the seed is the recipe's."""
     reward: StageRef | None = None
-    """A train stage with objective reward. Give this, `metric` or `judge`."""
+    """A train stage with objective reward. Give this, `reward_checkpoint`, `metric` or `judge`."""
+    reward_checkpoint: InputPath | None = None
+    """A reward model in a Hugging Face folder with tokenizer and chat template, in its place."""
     metric: Annotated[str, checked(get_metric)] | None = None
     """A function of score/, against the row's `meta.expected` or else its own last answer."""
     judge: JudgeConfig | None = None
@@ -68,8 +70,8 @@ class BestOfConfig(Config):
     def _one_score(self) -> BestOfConfig:
         if (self.model is None) == (self.checkpoint is None):
             raise ValueError("give either model or checkpoint: who answers")
-        if sum(x is not None for x in (self.reward, self.metric, self.judge)) != 1:
-            raise ValueError("give either reward, metric or judge: what an answer is worth")
+        if sum(x is not None for x in (self.reward, self.reward_checkpoint, self.metric, self.judge)) != 1:
+            raise ValueError("give either reward, reward_checkpoint, metric or judge: what an answer is worth")
         if self.sampling.greedy:
             raise ValueError("at temperature 0 all answers to a prompt are the same: give sampling.temperature above 0")
         return self
@@ -77,7 +79,7 @@ class BestOfConfig(Config):
     @property
     def worth(self) -> str:
         """What tells an answer's score, for people."""
-        return self.judge.who if self.judge is not None else str(self.metric or self.reward)
+        return self.judge.who if self.judge is not None else str(self.metric or self.reward or self.reward_checkpoint)
 
 
 @register
@@ -151,7 +153,7 @@ class BestOf(Stage):
         from cairn.model.reward import load_reward, rewards
         from cairn.tokenizer.load import Tokenizer
 
-        folder = context.inputs[str(config.reward)].path("model")
+        folder = context.inputs[config.reward].path("model") if config.reward is not None else Path(str(config.reward_checkpoint))
         model, renderer = load_reward(folder), Renderer(load_format(str(folder)), Tokenizer.load(folder))
 
         def reward(rows: Sequence[Row], answers: Sequence[Row]) -> tuple[list[float], dict[str, Any]]:

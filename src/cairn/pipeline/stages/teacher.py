@@ -36,7 +36,7 @@ class TeacherConfig(Config):
     targets: Literal["supervised", "language_model"] = "supervised"
     """Of a dialogue: the assistant's tokens, or every token."""
     top_k: int = Field(default=32, gt=0)
-    """Ids kept at each target, the most probable ones; all others are kept as one sum."""
+    """Ids kept at each target, the most probable ones, at most all but one of the vocabulary; all others are kept as one sum."""
     temperature: float = Field(default=1.0, gt=0)
     """What logits are divided by; that of the training."""
     sequence_length: int = Field(default=512, gt=1)
