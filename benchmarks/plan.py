@@ -35,6 +35,11 @@ CASES = [
     ("M", {"precision": "bfloat16"}),
     ("M", {"precision": "float32"}),
     ("M", {"precision": "bfloat16", "optimizer": {"kind": "adamw", "lr": 1e-3}, "memory": {"activation_checkpointing": "layers"}}),
+    ("M", {"precision": "bfloat16", "adapter": {}}),
+    ("M", {"precision": "bfloat16", "adapter": {"targets": ["q_proj", "v_proj"]}}),
+    ("M", {"precision": "float32", "adapter": {}}),
+    ("M", {"precision": "bfloat16", "adapter": {}, "memory": {"activation_checkpointing": "layers"}}),
+    ("M", {"precision": "bfloat16", "adapter": {"base": "nf4", "kind": "dora"}}),
 ]
 """Shape and settings of each training: eight documents of 256 tokens in a pass unless it says otherwise."""
 STEPS = 6
@@ -59,12 +64,13 @@ def run(options: Options) -> list[Row]:
         name, settings = CASES[number]
         done = subprocess.run([sys.executable, __file__, str(number)], capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        memory, seconds = predict(name, settings, found["rate"])
+        memory, seconds = predict(name, settings, found)
         what = f"{name} {json.dumps(settings)}"
         say(f"{what}: {memory / 1e6:,.0f} MB predicted, {found['bytes'] / 1e6:,.0f} measured; {seconds:.2f} s, {found['seconds']:.2f}")
         rows.append(row(f"{what}: how far predicted memory is off", abs(memory / found["bytes"] - 1), "<= 0.15"))
         rows.append(row(f"{what}: peak MB, predicted / measured", memory / 1e6, peer=found["bytes"] / 1e6))
         rows.append(row(f"{what}: seconds of a step, predicted / measured", seconds, peer=found["seconds"]))
+        rows.append(row(f"{what}: how far predicted time is off", abs(seconds / found["seconds"] - 1), "<= 0.15"))
     return rows
 
 
@@ -75,18 +81,27 @@ def train(name: str, settings: dict[str, Any]) -> dict[str, float]:
     from cairn.data.batches import PackedStream
     from cairn.data.encode import document
     from cairn.ledger.progress import Silent
+    from cairn.model.adapter import attach
+    from cairn.model.adapter_config import AdapterConfig
     from cairn.model.config import ModelConfig
     from cairn.model.determinism import deterministic
     from cairn.model.load import new_model
+    from cairn.model.nf4 import quantise_linears
     from cairn.model.speed import gemm_rate
     from cairn.train.config import Training
     from cairn.train.loop import Trainer
 
     deterministic()
     given = {"steps": STEPS, "sequence_length": 512, "batch_sequences": 8, "objective": "language_model", **settings}
+    adapter = given.pop("adapter", None)
     config = Training.model_validate(given)
     rows = [[document([(7 * i + k) % VOCABULARY[name] for k in range(DOCUMENT)], [1] * DOCUMENT) for i in range(64)]]
     model = new_model(ModelConfig(**SHAPES[name]), vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None, seed=1)
+    if adapter is not None:
+        told = AdapterConfig.model_validate(adapter)
+        if told.base == "nf4":
+            quantise_linears(model.base_model)
+        attach(model, told, 1)
     stream = PackedStream(rows, [1.0], 7, config.sequence_length, config.batch_sequences * config.accumulate)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(model, stream, config, Path(folder), Silent())
@@ -96,14 +111,21 @@ def train(name: str, settings: dict[str, Any]) -> dict[str, float]:
             trainer.one_step()
             found.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
-    return {"bytes": peak, "seconds": statistics.median(found[1:]), "rate": gemm_rate(config.compute)}
+    return {"bytes": peak, "seconds": statistics.median(found[1:]), "rate": gemm_rate(config.compute), "bf16_rate": gemm_rate("bfloat16")}
 
 
-def predict(name: str, settings: dict[str, Any], rate: float) -> tuple[float, float]:
-    """Bytes at the peak, and seconds of a step on a machine of so many GFLOP/s."""
-    from cairn.model.cost import Dimensions, Run, flops, memory, seconds
+def predict(name: str, settings: dict[str, Any], machine: dict[str, float]) -> tuple[float, float]:
+    """Bytes at the peak, and seconds of a step on a machine of such rates of matrix products."""
+    from cairn.model.adapter import plan_adapter
+    from cairn.model.adapter_config import AdapterConfig
+    from cairn.model.config import ModelConfig, transformers_config
+    from cairn.model.cost import Dimensions, Run, flops, memory, muon_seconds, seconds
 
     shape = SHAPES[name]
+    adapter = None
+    if "adapter" in settings:
+        whole = transformers_config(ModelConfig(**shape), vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None)
+        adapter = plan_adapter(whole, AdapterConfig.model_validate(settings["adapter"]))[1]
     model = Dimensions(
         layers=shape["layers"], hidden=shape["hidden_size"], heads=shape["heads"], kv_heads=shape["kv_heads"],
         head_size=shape["hidden_size"] // shape["heads"], intermediate=shape["intermediate_size"], vocabulary=VOCABULARY[name], tied=True,
@@ -111,9 +133,12 @@ def predict(name: str, settings: dict[str, Any], rate: float) -> tuple[float, fl
     again = model.layers if settings.get("memory", {}).get("activation_checkpointing") == "layers" else 0
     tokens = 512 * settings.get("batch_sequences", 8)
     kind = settings.get("optimizer", {}).get("kind", "muon")
-    run = Run(tokens=tokens, document=DOCUMENT, precision=settings["precision"], optimizer=kind, recomputed=again)
-    operations = flops(model, tokens, document=DOCUMENT, recomputed=again)
-    return memory(model, run).peak, seconds(operations, rate, hidden=model.hidden, compute=settings["precision"])
+    run = Run(tokens=tokens, document=DOCUMENT, precision=settings["precision"], optimizer=kind, recomputed=again, adapter=adapter)
+    operations = flops(model, tokens, document=DOCUMENT, recomputed=again) * (1.0 if adapter is None else 2 / 3)
+    took = seconds(operations, machine["rate"], hidden=model.hidden, compute=settings["precision"], adapter=adapter)
+    if kind == "muon" and adapter is None:
+        took += muon_seconds(model, machine["bf16_rate"])
+    return memory(model, run).peak, took
 
 
 def saved() -> None:

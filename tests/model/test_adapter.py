@@ -57,7 +57,26 @@ def test_a_plan_counts_what_is_trained(tiny, family, kind):
     model = tiny(family)
     told = config(kind, train=["head", "embeddings"])
     count = sum(p.numel() for p in model.parameters())
-    assert adapter.plan_adapter(model.config, told) == (count, adapter.attach(model, told, 0).trained)
+    planned = adapter.plan_adapter(model.config, told)
+    attached = adapter.attach(model, told, 0)
+    assert planned == (count, adapter.adapter_of(model))
+    assert planned[1].trained == attached.trained
+    assert planned[1].low_rank == (0 if kind == "ia3" else 3 * len(adapter.matrices(tiny(family))) / model.config.num_hidden_layers)
+
+
+def test_a_plan_knows_what_memory_depends_on(tiny):
+    held = tiny()
+    adapter.quantise_linears(held.base_model)
+    for model, more, wanted in (
+        (tiny(), {"targets": ["q_proj"]}, {"feed_forward": False, "low_rank": 3, "head": False, "four_bits": False}),
+        (tiny(), {"targets": ["down_proj"], "train": ["head"]}, {"feed_forward": True, "low_rank": 3, "head": True, "four_bits": False}),
+        (held, {"base": "nf4"}, {"feed_forward": True, "low_rank": 21, "head": False, "four_bits": True}),
+    ):
+        told = config(**more)
+        planned = adapter.plan_adapter(model.config, told)[1]
+        adapter.attach(model, told, 0)
+        assert planned == adapter.adapter_of(model)
+        assert {name: getattr(planned, name) for name in wanted} == wanted
 
 
 def test_random_weights_are_a_function_of_the_seed_and_leave_the_generator_alone(tiny):

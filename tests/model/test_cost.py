@@ -73,3 +73,35 @@ def test_cudas_libraries_take_memory_without_a_gpu_too(monkeypatch):
         monkeypatch.setattr(cost, "cuda_build", lambda built=built: built)
         found[built] = [memory(SEVEN, replace(RUN, device=device)).runtime for device in ("cpu", "cuda")]
     assert [b - a for a, b in zip(found[False], found[True], strict=True)] == [cost.CUDA_LIBRARIES, 0]
+
+
+def test_a_frozen_base_takes_its_weights_and_no_more():
+    """QLoRA's measure: 65 B parameters in 4 bits on one GPU of 48 GB (Dettmers et al. 2023)."""
+    large = Dimensions(layers=80, hidden=8192, heads=64, kv_heads=64, head_size=128, intermediate=22016, vocabulary=32000)
+    beside = cost.Beside(kind="lora", trained=400_000_000, low_rank=7 * 32, four_bits=True)
+    run = replace(RUN, tokens=512, recomputed=80, adapter=beside)
+    found = memory(large, run)
+    assert 0.5 * large.total < found.weights - 6 * beside.trained < 0.6 * large.total
+    assert found.peak < 48e9 < memory(large, replace(run, adapter=replace(beside, four_bits=False))).peak
+    assert found.gradients + found.optimizer == pytest.approx(14 * beside.trained)
+    # Read, and merged, in fp32: on a CPU both are this process's memory.
+    assert found.ends == 0
+    small = replace(run, device="cpu", tokens=16)
+    assert memory(large, small).peak > 6 * large.total
+    assert memory(large, replace(small, merged=True)).peak > 8.5 * large.total
+
+
+def test_muon_takes_time_whatever_the_tokens():
+    """Five rounds of three products (Jordan et al. 2024): of n x n matrices 30 n³ each."""
+    square = Dimensions(layers=2, hidden=64, heads=4, kv_heads=4, head_size=16, intermediate=64, vocabulary=100)
+    assert cost.muon_flops(square) == 2 * 7 * 30 * 64**3
+    wide = replace(square, intermediate=128)
+    assert cost.muon_flops(wide) - cost.muon_flops(square) == 2 * 3 * 5 * 4 * 64**2 * 64
+    assert cost.muon_seconds(square, 100.0) == pytest.approx(cost.muon_flops(square) / 80e9)
+
+
+def test_an_adapter_on_every_matrix_is_slower_than_one_in_attention():
+    told = cost.Beside(kind="lora", trained=10)
+    adapters = (None, replace(told, feed_forward=False), told, replace(told, kind="dora"))
+    times = [cost.seconds(1e12, 100.0, hidden=256, adapter=adapter) for adapter in adapters]
+    assert times[0] == times[1] < times[2] < times[3]

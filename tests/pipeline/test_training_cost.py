@@ -48,3 +48,11 @@ def test_a_checkpoint_takes_the_memory_of_its_sizes(
     assert fresh["parameters"] == further["parameters"]
     assert further["memory_bytes"] == pytest.approx(fresh["memory_bytes"], rel=0.01)
     assert fresh["memory_bytes"] > 1.5 * planned("chat.batch_sequences=2")["memory_bytes"], "else the sizes do not show"
+    started = ("chat.model=null", "chat.checkpoint=model")
+    whole, few = (planned(*started, f"chat.adapter={{targets: {names}}}")["memory_bytes"] for names in ("all-linear", "[q_proj]"))
+    # What it trains is nothing here, and every matrix that is adapted keeps its input.
+    assert few < 0.8 * whole < whole == pytest.approx(further["memory_bytes"], rel=0.4)
+    # A base that is large beside its rows: in 4 bits it takes less, and merging writes it out again.
+    small = (*started, "chat.batch_sequences=1", "chat.model=null")
+    kept, rounded = (planned(*small, f"chat.adapter={{base: {held}, merge: false}}")["memory_bytes"] for held in ("full", "nf4"))
+    assert rounded < kept <= planned(*small, "chat.adapter={}")["memory_bytes"]

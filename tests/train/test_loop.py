@@ -16,6 +16,7 @@ from cairn.data.encode import document
 from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
 from cairn.ledger.progress import Silent
+from cairn.model.adapter import adapter_of
 from cairn.model.cost import memory
 from cairn.model.recompute import blocks_of, dimensions_of
 from cairn.train import checkpoint
@@ -287,6 +288,15 @@ def test_blocks_computed_again_change_no_bit(tmp_path, make_trainer):
         trainer.run()
     assert counts == [0, 1, 2]
     assert losses(tmp_path / "all") == losses(tmp_path / "some") == losses(tmp_path / "kept")
+
+
+def test_a_budget_is_kept_beside_a_frozen_base_too(tmp_path, make_trainer):
+    """It was overlooked there: a run on a GPU whose activations did not fit died at its first step."""
+    probe = make_trainer(tmp_path / "probe", precision="bfloat16", frozen="mlp", memory={"activation_checkpointing": "layers"})
+    run = memory_run(probe.config, dimensions_of(probe.model), adapter=adapter_of(probe.model))
+    budget = (memory(dimensions_of(probe.model), replace(run, recomputed=1)).step + 1) / 1e9
+    trainer = make_trainer(tmp_path / "some", precision="bfloat16", frozen="mlp", memory={"budget_gb": budget})
+    assert sum("forward" in vars(block) for block in blocks_of(trainer.model)) == 1
 
 
 def test_a_budget_that_is_too_small_is_told_before_the_first_step(tmp_path, make_trainer):

@@ -21,8 +21,9 @@ from cairn.ledger import seeds
 from cairn.ledger.digest import folder_digest
 from cairn.ledger.record import RECORD, read_record
 from cairn.model.adapter_config import AdapterConfig, model_place
+from cairn.model.cost import Beside
 from cairn.model.folder import require_config
-from cairn.model.nf4 import quantise_linears, write_out_linears
+from cairn.model.nf4 import NF4Linear, quantise_linears, write_out_linears
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 PREFIX = "base_model.model."
@@ -85,8 +86,8 @@ def find_targets(model: Any, config: AdapterConfig, where: str = "adapter.target
     return sorted(found)
 
 
-def plan_adapter(hf_config: Any, config: AdapterConfig) -> tuple[int, int]:
-    """Parameters of the base, and those that would be trained; counted on the meta device, before any weight is read.
+def plan_adapter(hf_config: Any, config: AdapterConfig) -> tuple[int, Beside]:
+    """Parameters of the base, and what would be trained beside it; counted on the meta device, before any weight is read.
 
     Raises:
         UserError: as `find_targets`.
@@ -95,15 +96,38 @@ def plan_adapter(hf_config: Any, config: AdapterConfig) -> tuple[int, int]:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf_config, attn_implementation="eager")
-    known, trained = matrices(model), 0
-    for name in {name for target in find_targets(model, config) for name in _ending(target, known)}:
+    known, trained, low_rank = matrices(model), 0, 0
+    adapted = {name for target in find_targets(model, config) for name in _ending(target, known)}
+    for name in adapted:
         layer = known[name]
         sides = list(layer.weight.shape)  # type: ignore[arg-type]
         out = layer.out_features if isinstance(layer, nn.Linear) else sides[1]
         trained += int(out) if config.kind == "ia3" else config.rank * sum(sides) + (int(out) if config.kind == "dora" else 0)
+        low_rank += 0 if config.kind == "ia3" else config.rank
     layers = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
-    whole = {id(p): p.numel() for name in config.train for p in layers[name].parameters()}
-    return sum(p.numel() for p in model.parameters()), trained + sum(whole.values())
+    whole = {id(p): p for name in config.train for p in layers[name].parameters()}
+    kind = "lora" if config.kind == "rslora" else config.kind
+    head = any(id(p) in whole for p in layers["head"].parameters())
+    trained += sum(p.numel() for p in whole.values())
+    return sum(p.numel() for p in model.parameters()), _beside(model, adapted, kind, trained, low_rank, head, config.base == "nf4")
+
+
+def adapter_of(model: Any) -> Beside:
+    """The same of a model that has its adapter on."""
+    adapted = {name: m for name, m in model.named_modules() if hasattr(m, "active_adapter") and hasattr(m, "base_layer")}
+    low_rank = sum(m.r["default"] for m in adapted.values() if "default" in getattr(m, "r", {}))
+    kind = "dora" if any(getattr(m, "use_dora", {}).get("default") for m in adapted.values()) else "lora" if low_rank else "ia3"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    output = model.get_output_embeddings()
+    head = output is not None and any(p.requires_grad for p in output.parameters())
+    return _beside(model, adapted, kind, trained, low_rank, head, any(isinstance(m, NF4Linear) for m in model.modules()))
+
+
+def _beside(model: Any, adapted: Iterable[str], kind: str, trained: int, low_rank: int, head: bool, four_bits: bool) -> Beside:
+    """Where the matrices of the feed-forward block lie, a family's names do not say: they are those that do not lie in its attention."""
+    feed_forward = any(not any("att" in part for part in name.split(".")[:-1]) for name in adapted)
+    layers = model.config.get_text_config().num_hidden_layers
+    return Beside(kind=kind, trained=trained, low_rank=low_rank / layers, feed_forward=feed_forward, head=head, four_bits=four_bits)
 
 
 def base_config(folder: Path) -> Any:

@@ -26,10 +26,15 @@ RUNTIME = {KERNELS: 250e6, "cpu": 400e6, "cuda": 1.5e9}
 CUDA_LIBRARIES = 320e6
 """Bytes more on a CPU where torch is built for CUDA: its libraries are loaded all the same (670 against 349 MB, torch 2.11 and 2.13)."""
 
-SPREAD = {KERNELS: 0.85, "cpu": 1.95, "cuda": 1.1}
-"""Memory taken for each byte of activations. In fp32 what is freed between two kept tensors is too small for the next large one; with our
-kernels the first blocks' activations are gone before the last gradients are there. Fitted to the measured peaks of `cairn bench plan` on
-the CPU, where glibc's heap is; for a GPU's allocator a guess."""
+SPREAD = {KERNELS: (0.85, 0.0), "cpu": (1.95, 0.7), "cuda": (1.1, 0.0)}
+"""Memory taken for each byte of activations, and for each byte that a block keeps no longer since it computes it again. Both are holes in
+glibc's heap on a CPU: what is freed between two kept tensors is too small for the next large one. With our kernels little is freed between,
+and the first blocks' activations are gone before the last gradients are there. Fitted to the measured peaks of `cairn bench plan`; for a
+GPU's allocator a guess."""
+ADAPTED_SPREAD = {"lora": (1.8, 0.7), "dora": (1.35, 0.7), "ia3": (1.0, 0.0)}
+"""The same of an adapter on a CPU in bf16: our kernels compute what lies between products, and peft's sums lie between what is kept."""
+SLOWER = {"lora": 1.25, "lora, attention only": 1.0, "dora": 1.5, "ia3": 1.0}
+"""Time of an adapter's training for each unit of what its operations would take in a training of all weights, measured there."""
 
 SAVED = {
     #                    residual, query, key and value each, feed-forward, probability
@@ -39,6 +44,11 @@ SAVED = {
     ("plain", "float32"): (24.0, 12.0, 8.0, 16.0, 4.0),
 }
 """Bytes that one block keeps for a token's backward, for each unit of width; the last, for each head and key of a short document."""
+ADAPTED = {
+    "lora": (8.0, 6.0, 4.0, 8.0, 2.0), "dora": (16.0, 8.0, 12.0, 16.0, 2.0), "ia3": (8.0, 6.0, 8.0, 10.0, 2.0),
+    "lora, attention only": (6.0, 4.0, 4.0, 4.0, 2.0),
+}  # fmt: skip
+"""The same in bf16 beside a frozen base, all of whose matrices are adapted unless it says otherwise; in fp32 it is twice that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,24 @@ class Dimensions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The weights that are trained beside a frozen base, as far as memory depends on them."""
+
+    kind: str
+    """lora, dora or ia3."""
+    trained: int
+    """Weights that are trained."""
+    low_rank: float = 0.0
+    """Widths of a block's low-rank products, added up."""
+    feed_forward: bool = True
+    """Whether matrices of the feed-forward block are adapted."""
+    head: bool = False
+    """Whether the output head, or an embedding that is tied to it, is trained."""
+    four_bits: bool = False
+    """Whether the base's matrices are held in 4 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """How the model is trained, as far as memory depends on it."""
 
@@ -112,6 +140,10 @@ class Run:
     fused: bool = True
     """Whether the blocks train in the forms of `model/fused.py`, as those of Llama's and Qwen's kind do."""
     device: str = "cpu"
+    adapter: Beside | None = None
+    """None: all weights are trained."""
+    merged: bool = False
+    """The adapter is merged into its base at the end, while the training's weights are still there."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +151,7 @@ class Memory:
     """Bytes of one rank, on the device that computes."""
 
     weights: float
-    """fp32 masters, and the bf16 copy that computes."""
+    """fp32 masters, and the bf16 copy that computes; a frozen base."""
     gradients: float
     optimizer: float
     activations: float
@@ -129,12 +161,19 @@ class Memory:
     exchange: float
     """What ranks exchange through: shared slabs, or the layers that FSDP has together."""
     runtime: float
+    ends: float = 0.0
+    """What loading the base of an adapter takes, or merging at the end, in place of everything but what is kept."""
 
     @property
-    def peak(self) -> float:
+    def step(self) -> float:
         """At the end of a forward, or in the optimiser, whichever is more."""
         kept = self.weights + self.optimizer + self.exchange + self.runtime
         return kept + self.gradients + self.activations + self.logits
+
+    @property
+    def peak(self) -> float:
+        """Of a whole training."""
+        return max(self.step, self.ends)
 
 
 def memory(model: Dimensions, run: Run) -> Memory:
@@ -144,6 +183,8 @@ def memory(model: Dimensions, run: Run) -> Memory:
     copy beside them (2N), which are all there is where a step is one pass and AdamW takes them as they are; pure bf16 has 2N of each.
     AdamW keeps 8 bytes a weight, Muon 4 for the matrices of the blocks.
     """
+    if run.adapter is not None:
+        return _beside(model, run, run.adapter)
     low, pure = run.precision != "float32", run.precision == "bfloat16-pure"
     share = run.ranks if run.sharding == "full" else 1
     sharded = run.sharding == "full" and run.ranks > 1
@@ -167,7 +208,36 @@ def memory(model: Dimensions, run: Run) -> Memory:
         activations=_activations(model, run),
         logits=_logits(model, run),
         exchange=exchange,
-        runtime=RUNTIME[_place(run)] + (CUDA_LIBRARIES if run.device == "cpu" and cuda_build() else 0),
+        runtime=_runtime(run),
+    )
+
+
+def _beside(model: Dimensions, run: Run, adapter: Beside) -> Memory:
+    """The memory of a rank that trains an adapter; ranks are replicas.
+
+    The base lies there in the type that computes, or in 4 bits and a scale in 16 for each 64 weights, and a matrix written out at a time.
+    While it is read, the file's pages count too, in fp32, beside a copy in 16 bits; merging makes a copy in fp32 of what it reads in fp32.
+    """
+    low, pure = run.precision != "float32", run.precision == "bfloat16-pure"
+    held, t = 2.0 if low else 4.0, adapter.trained
+    each = 2.0 if pure else 6.0 if low else 4.0
+    base, loading = held * model.total, (6.0 if low or adapter.four_bits else 4.0) * model.total
+    if adapter.four_bits:
+        matrices = model.layers * (model.block - 2 * model.hidden)
+        base = (0.5 + 2 / 64) * matrices + held * (model.total - matrices) + (2.0 + held) * model.hidden * model.intermediate
+    weights, optimizer = base + each * t, t * ((2.1 if run.coded else 8.0) + (4.0 if run.average else 0.0))
+    runtime = _runtime(run)
+    merging = weights + optimizer + runtime + 8.0 * model.total if run.merged else 0.0
+    return Memory(
+        weights=weights,
+        gradients=each * t,
+        optimizer=optimizer,
+        activations=_activations(model, run),
+        logits=_logits(model, run),
+        exchange=0.0 if run.ranks == 1 else (8.0 if run.device == "cpu" else 4.0) * t,
+        runtime=runtime,
+        # A GPU's memory sees neither: a base is read, and merged, in the host's.
+        ends=max(loading + runtime, merging) if run.device == "cpu" else 0.0,
     )
 
 
@@ -187,35 +257,64 @@ def _place(run: Run) -> str:
     return KERNELS if run.device == "cpu" and run.fused and _compute(run) == "bfloat16" else run.device
 
 
+def _runtime(run: Run) -> float:
+    return RUNTIME[_place(run) if run.adapter is None else run.device] + (CUDA_LIBRARIES if run.device == "cpu" and cuda_build() else 0)
+
+
+def _form(adapter: Beside) -> str:
+    return "lora, attention only" if adapter.kind == "lora" and not adapter.feed_forward else adapter.kind
+
+
+def _saved(run: Run) -> tuple[float, ...]:
+    """The row of SAVED or ADAPTED that fits."""
+    if run.adapter is None:
+        return SAVED["fused" if run.fused else "plain", _compute(run)]
+    row = ADAPTED[_form(run.adapter)]
+    return row if _compute(run) == "bfloat16" else tuple(2 * value for value in row)
+
+
+def _spread(run: Run) -> tuple[float, float]:
+    if run.adapter is not None and run.device == "cpu" and _compute(run) == "bfloat16":
+        return ADAPTED_SPREAD[run.adapter.kind]
+    return SPREAD[_place(run)]
+
+
 def _activations(model: Dimensions, run: Run) -> float:
-    residual, query, key, feed, probability = SAVED["fused" if run.fused else "plain", _compute(run)]
+    residual, query, key, feed, probability = _saved(run)
+    size = 4 if _compute(run) == "float32" else 2
     query_width, key_width = model.heads * model.head_size, model.kv_heads * model.head_size
     token = residual * model.hidden + query * query_width + key * key_width + feed * model.intermediate
-    if run.document <= SHORT and _place(run) == "cpu":
+    kernels = run.device == "cpu" and _compute(run) == "bfloat16" and (run.fused or run.adapter is not None)
+    if run.document <= SHORT and run.device == "cpu" and not kernels:
         token += probability * model.heads * run.document
-    size = 4 if _compute(run) == "float32" else 2
+    if run.adapter is not None:
+        token += size * run.adapter.low_rank * (2 if run.adapter.kind == "dora" else 1)
     inputs = size * model.hidden * run.recomputed
     # A block that is computed again keeps its input. The first blocks are: when their turn comes in the backward, all others are freed.
     whole = max(1, model.layers - run.recomputed)
     ends = 3 * 4 * model.hidden
-    return SPREAD[_place(run)] * run.tokens * (token * whole + inputs + ends)
+    # DoRA keeps matrices too: it divides each by its rows' lengths.
+    matrices = 1.5 * size * model.block * whole if run.adapter is not None and run.adapter.kind == "dora" else 0.0
+    kept, again = _spread(run)
+    return kept * (run.tokens * (token * whole + inputs + ends) + matrices) + again * run.tokens * token * (model.layers - whole)
 
 
 def _logits(model: Dimensions, run: Run) -> float:
     chunk = min(LOGITS, run.tokens * model.vocabulary)
-    return chunk * (8.0 if _compute(run) == "bfloat16" else 4.0) + 4.0 * model.vocabulary * model.hidden
+    trained = run.adapter is None or run.adapter.head
+    return chunk * (8.0 if _compute(run) == "bfloat16" else 4.0) + (4.0 * model.vocabulary * model.hidden if trained else 0.0)
 
 
 def recomputed_blocks(model: Dimensions, run: Run, budget: float) -> int:
-    """The fewest blocks to compute again so that the predicted peak stays within `budget` bytes.
+    """The fewest blocks to compute again so that the predicted peak of a step stays within `budget` bytes.
 
     Raises:
         UserError: all of them are not enough.
     """
     for count in range(model.layers + 1):
-        if memory(model, replace(run, recomputed=count)).peak <= budget:
+        if memory(model, replace(run, recomputed=count)).step <= budget:
             return count
-    least = memory(model, replace(run, recomputed=model.layers)).peak
+    least = memory(model, replace(run, recomputed=model.layers)).step
     raise UserError(
         f"the training needs {least / 1e9:.1f} GB at least, with all blocks computed again; the budget is {budget / 1e9:.1f} GB",
         where="memory.budget_gb",
@@ -230,14 +329,28 @@ def flops(model: Dimensions, tokens: float, *, document: float, recomputed: int 
     return tokens * (once + recomputed * 2.0 * (model.block + width * document))
 
 
-def seconds(operations: float, rate: float, *, hidden: int, compute: str = "bfloat16") -> float:
+def muon_flops(model: Dimensions) -> float:
+    """Floating-point operations of one step of Muon, whatever its tokens: five Newton-Schulz rounds on each matrix of the blocks."""
+    query, key = model.heads * model.head_size, model.kv_heads * model.head_size
+    sides = [(model.hidden, other) for other in (query, query, key, key, *(model.intermediate,) * 3)]
+    return 5.0 * model.layers * sum(4.0 * min(side) ** 2 * max(side) + 2.0 * min(side) ** 3 for side in sides)
+
+
+def seconds(operations: float, rate: float, *, hidden: int, compute: str = "bfloat16", adapter: Beside | None = None) -> float:
     """Time of so many floating-point operations of training on a machine whose bare matrix products reach `rate` GFLOP/s in that type.
 
-    Narrow models spend more of their time between the products. Measured shares (`cairn bench plan`): in bf16 0.51 to 0.58 at a width of
-    256 and 0.61 at 384, in fp32, where products are slow, 0.65 to 0.70 at both.
+    Narrow models spend more of their time between the products. Measured shares (`cairn bench plan`, and `cairn bench train` at 576): in
+    bf16 0.65 at a width of 256, 0.75 at 384 and 0.82 at 576; in fp32, where products are slow, 0.65 to 0.70.
     """
-    share = 0.68 if compute == "float32" else min(0.8, 0.57 * (hidden / 256) ** 0.25)
-    return operations / (share * 1e9 * rate)
+    share = 0.68 if compute == "float32" else min(0.82, 0.65 * (hidden / 256) ** 0.36)
+    slower = SLOWER[_form(adapter)] if adapter is not None else 1.0
+    # What peft adds weighs half as much where products take longer.
+    return operations / (share * 1e9 * rate) * (slower if compute == "bfloat16" else (1 + slower) / 2)
+
+
+def muon_seconds(model: Dimensions, rate: float) -> float:
+    """Time of one step of Muon where bf16 products reach `rate` GFLOP/s, of which its own reach four fifths."""
+    return muon_flops(model) / (0.8e9 * rate)
 
 
 def traffic(model: Dimensions, run: Run) -> float:

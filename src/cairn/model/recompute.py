@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cairn.errors import UserError
 from cairn.model.cost import Dimensions
+from cairn.model.nf4 import count_weights
 
 
 def blocks_of(model: Any) -> list[Any]:
@@ -51,7 +52,7 @@ def dimensions_of(model: Any) -> Dimensions:
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return dimensions_of_config(
         model.config, vocabulary=int(inputs.shape[0]), tied=head is None or head.weight is inputs,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_weights(model),
     )  # fmt: skip
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cairn.model.adapter_config import model_place
 from cairn.model.config import ModelConfig
 from cairn.model.context import check_length, check_positions
+from cairn.model.cost import Beside, Dimensions, memory, muon_seconds, seconds
 from cairn.pipeline.checkpoints import saved_parameters
 from cairn.pipeline.passes import planned_passes, start_folder, tokenizer_folder
 from cairn.pipeline.stage import Estimate
 from cairn.pipeline.training import TrainConfig, check_vocabulary
 from cairn.train.board import require_tensorboard
+from cairn.train.config import memory_run
 
 
 def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
@@ -31,7 +32,6 @@ def estimate(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
 def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     """A fresh model is counted without memory, one that is trained on is known."""
     from cairn.model.config import count_parameters, training_flops
-    from cairn.model.cost import seconds
     from cairn.model.speed import gemm_rate
 
     tokens = config.total_steps * config.step_tokens
@@ -53,10 +53,10 @@ def _cost(config: TrainConfig, inputs: dict[str, Any]) -> Estimate:
     models = 8 if config.ema is not None and config.ema.use == "both" else 4
     disk = round(total * (models + config.checkpoint_bytes * (config.kept_checkpoints + 2)))
     start = start_folder(config, inputs)
-    if shape is not None:
-        peak: int | None = _peak_memory(config, shape, total)
-    else:
-        peak = _peak_memory_of(config, start, total) if start is not None else None
+    model = _dimensions(shape, total) if shape is not None else _dimensions_of(start, total) if start is not None else None
+    peak = None if model is None else _peak_memory(config, model)
+    if model is not None and config.optimizer.kind == "muon":
+        took += config.total_steps * muon_seconds(model, gemm_rate("bfloat16"))
     return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
 
 
@@ -96,52 +96,53 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
     """Cost of an adapter, as far as its base is known before it is trained; a target that the base lacks is told here already."""
     from cairn.model.adapter import base_config, plan_adapter
     from cairn.model.config import transformers_config
-    from cairn.model.cost import seconds
     from cairn.model.speed import gemm_rate
 
     assert config.adapter is not None
-    if config.checkpoint is not None:
-        shape = base_config(Path(config.checkpoint))
-    elif (artifact := inputs.get(str(config.init))) is not None:
-        shape = base_config(model_place(artifact.path()))
-    else:
-        planned = _planned_model(config, inputs)
-        if planned is None:
-            return Estimate(tokens=tokens)
+    folder, planned = start_folder(config, inputs), _planned_model(config, inputs)
+    if folder is not None:
+        shape = base_config(folder)
+    elif planned is not None:
         shape = transformers_config(planned, vocab_size=1, bos_id=0, eos_id=0, pad_id=0)
-    base, trained = plan_adapter(shape, config.adapter)
+    else:
+        return Estimate(tokens=tokens)
+    base, adapter = plan_adapter(shape, config.adapter)
     before = getattr(inputs, "estimates", {}).get(config.init)
     base = getattr(before, "parameters", None) or base
-    flops = (4.0 * base + 6.0 * trained) * tokens
-    disk = round(trained * (4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)) + (4 * base if config.adapter.merge else 0))
-    took = seconds(flops, gemm_rate(config.compute), hidden=getattr(shape, "hidden_size", 1024), compute=config.compute)
-    return Estimate(parameters=base + trained, tokens=tokens, flops=flops, disk_bytes=disk, seconds=took)
+    model = _dimensions_of(folder, base) if folder is not None else _dimensions(planned, base) if planned is not None else None
+    peak = None if model is None else _peak_memory(config, model, adapter)
+    flops = (4.0 * base + 6.0 * adapter.trained) * tokens
+    each = 4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)
+    disk = round(adapter.trained * each + (4 * base if config.adapter.merge else 0))
+    hidden = getattr(shape, "hidden_size", 1024)
+    took = seconds(flops, gemm_rate(config.compute), hidden=hidden, compute=config.compute, adapter=adapter)
+    total = base + adapter.trained
+    return Estimate(parameters=total, tokens=tokens, flops=flops, memory_bytes=peak, disk_bytes=disk, seconds=took)
 
 
-def _peak_memory(config: TrainConfig, shape: ModelConfig, parameters: int) -> int:
+def _peak_memory(config: TrainConfig, model: Dimensions, adapter: Beside | None = None) -> int:
     """The calculator's prediction for one process on this machine's processor."""
-    from cairn.model.cost import Dimensions, memory
-    from cairn.train.config import memory_run
+    merged = config.adapter is not None and config.adapter.merge
+    return round(memory(model, memory_run(config, model, adapter=adapter, merged=merged)).peak)
 
+
+def _dimensions(shape: ModelConfig, parameters: int) -> Dimensions:
+    """Of a model that a recipe describes."""
     copies = 1 if shape.tied else 2
     blocks = Dimensions.of(shape, vocabulary=0)
     # The vocabulary, out of what the blocks leave of the whole: a stage that trains on knows no tokenizer here.
-    model = Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
-    return round(memory(model, memory_run(config, model)).peak)
+    return Dimensions.of(shape, vocabulary=(parameters - blocks.total) // (shape.hidden_size * copies), parameters=parameters)
 
 
-def _peak_memory_of(config: TrainConfig, folder: Path, parameters: int) -> int | None:
-    """The same of a model that lies in a folder; None for one without the sizes of a decoder with attention."""
+def _dimensions_of(folder: Path, parameters: int) -> Dimensions | None:
+    """Of a model that lies in a folder; None for one without the sizes of a decoder with attention."""
     from cairn.model.adapter import base_config
-    from cairn.model.cost import memory
     from cairn.model.recompute import dimensions_of_config
-    from cairn.train.config import memory_run
 
     shape = base_config(folder).get_text_config()
     if not all(getattr(shape, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")):
         return None
-    model = dimensions_of_config(shape, vocabulary=shape.vocab_size, tied=bool(shape.tie_word_embeddings), parameters=parameters)
-    return round(memory(model, memory_run(config, model)).peak)
+    return dimensions_of_config(shape, vocabulary=shape.vocab_size, tied=bool(shape.tie_word_embeddings), parameters=parameters)
 
 
 def _vocab_size(config: TrainConfig, inputs: dict[str, Any]) -> int | None:

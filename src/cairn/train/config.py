@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cairn.config import Config, checked
 from cairn.errors import UserError, did_you_mean
-from cairn.model.cost import Dimensions, Run, memory, recomputed_blocks
+from cairn.model.cost import Beside, Dimensions, Run, memory, recomputed_blocks
 from cairn.train.distillation import DistillationConfig
 from cairn.train.preference import PreferenceConfig, RewardConfig
 
@@ -324,8 +324,9 @@ class Training(Config):
 
 
 def memory_run(
-    config: Training, model: Dimensions, *, ranks: int = 1, device: str = "cpu", device_bytes: float | None = None, fused: bool = True
-) -> Run:
+    config: Training, model: Dimensions, *, ranks: int = 1, device: str = "cpu", device_bytes: float | None = None, fused: bool = True,
+    adapter: Beside | None = None, merged: bool = False,
+) -> Run:  # fmt: skip
     """How a training is laid out in memory, by the rules of `MemoryConfig`: the same on every machine with the same device.
 
     Args:
@@ -335,6 +336,8 @@ def memory_run(
         device: cpu or cuda.
         device_bytes: a GPU's memory; None sets no limit.
         fused: whether the blocks train in fused forms.
+        adapter: what is trained beside a frozen base; ranks are replicas then.
+        merged: whether it is merged at the end.
 
     Raises:
         UserError: the budget is too small.
@@ -345,10 +348,11 @@ def memory_run(
         tokens=config.sequence_length * config.batch_sequences, document=config.sequence_length / 4, precision=config.precision,
         coded=config.optimizer.state != "float32", average=config.ema is not None,
         passes=-(-config.accumulate // ranks), optimizer=config.optimizer.kind, ranks=ranks, device=device, fused=fused,
+        adapter=adapter, merged=merged,
     )  # fmt: skip
     sharding = told.sharding
     if sharding == "auto":
-        fits = device_bytes is None or ranks == 1 or memory(model, run).peak <= 0.8 * device_bytes
+        fits = adapter is not None or device_bytes is None or ranks == 1 or memory(model, run).peak <= 0.8 * device_bytes
         sharding = "replicate" if fits else "full"
     run = replace(run, sharding=sharding)
     if told.activation_checkpointing == "layers":

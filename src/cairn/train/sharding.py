@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cairn.errors import UserError
+from cairn.model.adapter import adapter_of
 from cairn.model.cost import Run
 from cairn.model.fused import join_weights
 from cairn.model.load import dtype_of
@@ -311,12 +312,9 @@ def fit(config: Training, model: Any, ranks: Ranks, *, fused: bool) -> Run:
     if ranks.world == 1 and ranks.device == "cpu" and told.budget_gb is None and told.activation_checkpointing != "layers":
         # Nothing is to be decided, and a family of unusual sizes must train without the calculator.
         return Run(tokens=0, document=0)
-    if any(not p.requires_grad for p in model.parameters()):
-        # What an adapter takes is small beside its base, and the base may be in 4 bits: the calculator knows neither.
-        return Run(tokens=0, document=0, sharding=told.sharding if told.sharding != "auto" else "replicate",
-                   recomputed=len(blocks_of(model)) if told.activation_checkpointing == "layers" else 0)
+    adapter = adapter_of(model) if any(not p.requires_grad for p in model.parameters()) else None
     room, kind = _device_bytes(ranks.device), ranks.device.split(":")[0]
-    return memory_run(config, dimensions_of(model), ranks=ranks.world, device=kind, device_bytes=room, fused=fused)
+    return memory_run(config, dimensions_of(model), ranks=ranks.world, device=kind, device_bytes=room, fused=fused, adapter=adapter)
 
 
 def _device_bytes(device: str) -> float | None:
