@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -39,7 +39,11 @@ CASES = [
     ("M", {"precision": "bfloat16", "adapter": {"targets": ["q_proj", "v_proj"]}}),
     ("M", {"precision": "float32", "adapter": {}}),
     ("M", {"precision": "bfloat16", "adapter": {}, "memory": {"activation_checkpointing": "layers"}}),
-    ("M", {"precision": "bfloat16", "adapter": {"base": "nf4", "kind": "dora"}}),
+    ("M", {"precision": "float32", "adapter": {}, "memory": {"activation_checkpointing": "layers"}}),
+    ("M", {"precision": "float32", "memory": {"activation_checkpointing": "layers"}}),
+    ("M", {"precision": "bfloat16", "adapter": {"base": "nf4"}}),
+    ("M", {"precision": "bfloat16", "adapter": {"kind": "dora"}}),
+    ("M", {"precision": "bfloat16", "adapter": {"kind": "ia3"}}),
 ]
 """Shape and settings of each training: eight documents of 256 tokens in a pass unless it says otherwise."""
 STEPS = 6
@@ -48,7 +52,7 @@ STEPS = 6
 class Options(Config):
     """What is measured."""
 
-    cases: list[int] = Field(default_factory=lambda: list(range(len(CASES))))
+    cases: list[Annotated[int, Field(ge=0, lt=len(CASES))]] = Field(default_factory=lambda: list(range(len(CASES))))
     """Numbers of trainings, from 0."""
     saved: bool = False
     """Count instead what a block keeps, tensor by tensor, and print the fitted table."""
@@ -142,22 +146,26 @@ def predict(name: str, settings: dict[str, Any], machine: dict[str, float]) -> t
 
 
 def saved() -> None:
-    """Fit the table SAVED: bytes that a block keeps, over several widths."""
+    """Fit the tables SAVED and ADAPTED: bytes that a block keeps, over several widths."""
     import numpy as np
     import torch
 
+    from cairn.model.adapter import attach
+    from cairn.model.adapter_config import AdapterConfig
     from cairn.model.config import ModelConfig
     from cairn.model.fused import fuse, join_weights
     from cairn.model.load import new_model
     from cairn.model.packing import Layout, enable, probe
 
-    def kept(layers: int, numbers: tuple[int, ...], dtype: torch.dtype, fused: bool) -> float:
-        width, heads, groups, size, inner, length = numbers
+    def kept(layers: int, numbers: tuple[int, ...], dtype: torch.dtype, fused: bool, adapter: dict[str, Any] | None) -> float:
+        width, heads, groups, size, inner, length, rank = numbers
         shape = ModelConfig(
             hidden_size=width, heads=heads, kv_heads=groups, head_size=size, layers=layers, intermediate_size=inner, tied=False
         )
-        model = new_model(shape, vocab_size=64, bos_id=None, eos_id=0, pad_id=None, seed=1).train()
-        enable(model)
+        model = new_model(shape, vocab_size=64, bos_id=None, eos_id=0, pad_id=None, seed=1)
+        if adapter is not None:
+            attach(model, AdapterConfig.model_validate(adapter if adapter.get("kind") == "ia3" else {**adapter, "rank": rank}), 1)
+        enable(model.train())
         if fused:
             fuse(model, probe)
         for p in model.parameters():
@@ -179,14 +187,21 @@ def saved() -> None:
         return sum(t.untyped_storage().nbytes() for t in found.values()) / (4 * length)
 
     sizes = [
-        (64, 4, 4, 16, 128, 32), (128, 4, 4, 16, 128, 32), (64, 8, 4, 16, 128, 32), (64, 4, 2, 16, 128, 32), (64, 4, 4, 32, 128, 32),
-        (64, 4, 4, 16, 256, 32), (64, 4, 4, 16, 128, 64), (96, 6, 2, 16, 320, 32), (96, 6, 2, 16, 320, 700), (96, 12, 2, 16, 320, 700),
+        (64, 4, 4, 16, 128, 32, 8), (128, 4, 4, 16, 128, 32, 8), (64, 8, 4, 16, 128, 32, 8), (64, 4, 2, 16, 128, 32, 8),
+        (64, 4, 4, 32, 128, 32, 8), (64, 4, 4, 16, 256, 32, 8), (64, 4, 4, 16, 128, 64, 8), (96, 6, 2, 16, 320, 32, 8),
+        (96, 6, 2, 16, 320, 320, 8), (96, 12, 2, 16, 320, 320, 8), (64, 4, 4, 16, 128, 32, 16), (96, 6, 2, 16, 320, 32, 32),
     ]  # fmt: skip
-    for fused, dtype in itertools.product((True, False), (torch.bfloat16, torch.float32)):
-        terms = [(d, h * s, g * s, i, h * n * (n <= 512), 1, h) for d, h, g, s, i, n in sizes]
-        bytes_ = [kept(3, size, dtype, fused) - kept(2, size, dtype, fused) for size in sizes]
+    forms: list[tuple[bool, dict[str, Any] | None]] = [(True, None), (False, None)]
+    forms += [(True, told) for told in ({}, {"targets": ["q_proj", "v_proj"]}, {"kind": "dora"}, {"kind": "ia3"})]
+    for (fused, adapter), dtype in itertools.product(forms, (torch.bfloat16, torch.float32)):
+        # The last but one: weights, of which DoRA keeps some, whatever the tokens.
+        terms = [
+            (d, h * s, g * s, i, h * n, r, (d * s * (2 * h + 2 * g) + 3 * d * i) / (4 * n), 1, h) for d, h, g, s, i, n, r in sizes
+        ]  # fmt: skip
+        bytes_ = [kept(3, size, dtype, fused, adapter) - kept(2, size, dtype, fused, adapter) for size in sizes]
         fit = np.linalg.lstsq(np.array(terms, float), np.array(bytes_), rcond=None)[0]
-        print("fused" if fused else "plain", dtype, "residual, query, key and value, feed-forward, probability:", np.round(fit[:5], 1))
+        name = ("fused" if fused else "plain") if adapter is None else f"adapter {json.dumps(adapter)}"
+        print(name, dtype, "residual, query, key and value, feed-forward, probability, rank, weights:", np.round(fit[:7], 1))
 
 
 if __name__ == "__main__":

@@ -84,11 +84,16 @@ def test_a_frozen_base_takes_its_weights_and_no_more():
     assert 0.5 * large.total < found.weights - 6 * beside.trained < 0.6 * large.total
     assert found.peak < 48e9 < memory(large, replace(run, adapter=replace(beside, four_bits=False))).peak
     assert found.gradients + found.optimizer == pytest.approx(14 * beside.trained)
-    # Read, and merged, in fp32: on a CPU both are this process's memory.
-    assert found.ends == 0
+    # Read in 16 bits, and merged in 32: on a CPU both are this process's memory.
+    assert found.reading == found.merging == 0
     small = replace(run, device="cpu", tokens=16)
-    assert memory(large, small).peak > 6 * large.total
-    assert memory(large, replace(small, merged=True)).peak > 8.5 * large.total
+    assert 2.4 * large.total < memory(large, small).reading < 2.7 * large.total
+    assert memory(large, small).merging == 0
+    assert memory(large, replace(small, merges=True)).peak == memory(large, replace(small, merges=True)).merging > 4.5 * large.total
+    # More ranks divide nothing of it.
+    with pytest.raises(UserError) as caught:
+        recomputed_blocks(large, run, 1e9)
+    assert "sharding" not in caught.value.remedy
 
 
 def test_muon_takes_time_whatever_the_tokens():

@@ -16,12 +16,15 @@ from cairn.data.encode import document
 from cairn.errors import UserError
 from cairn.ledger.digest import file_digest
 from cairn.ledger.progress import Silent
-from cairn.model.adapter import adapter_of
+from cairn.model.adapter import adapter_of, attach
+from cairn.model.adapter_config import AdapterConfig
 from cairn.model.cost import memory
 from cairn.model.recompute import blocks_of, dimensions_of
 from cairn.train import checkpoint
-from cairn.train.config import memory_run
+from cairn.train.config import Training, memory_run
 from cairn.train.loop import read_metrics
+from cairn.train.ranks import ALONE
+from cairn.train.sharding import fit
 
 from .conftest import documents
 
@@ -290,13 +293,31 @@ def test_blocks_computed_again_change_no_bit(tmp_path, make_trainer):
     assert losses(tmp_path / "all") == losses(tmp_path / "some") == losses(tmp_path / "kept")
 
 
-def test_a_budget_is_kept_beside_a_frozen_base_too(tmp_path, make_trainer):
+@pytest.mark.parametrize("held", ["full", "nf4"])
+def test_a_budget_is_kept_beside_a_frozen_base_too(tmp_path, make_trainer, held):
     """It was overlooked there: a run on a GPU whose activations did not fit died at its first step."""
-    probe = make_trainer(tmp_path / "probe", precision="bfloat16", frozen="mlp", memory={"activation_checkpointing": "layers"})
+    told = {"adapter": AdapterConfig(base=held, rank=2), "precision": "bfloat16"}
+    probe = make_trainer(tmp_path / "probe", **told, memory={"activation_checkpointing": "layers"})
     run = memory_run(probe.config, dimensions_of(probe.model), adapter=adapter_of(probe.model))
     budget = (memory(dimensions_of(probe.model), replace(run, recomputed=1)).step + 1) / 1e9
-    trainer = make_trainer(tmp_path / "some", precision="bfloat16", frozen="mlp", memory={"budget_gb": budget})
+    trainer = make_trainer(tmp_path / "some", **told, memory={"budget_gb": budget})
     assert sum("forward" in vars(block) for block in blocks_of(trainer.model)) == 1
+
+
+def test_a_family_without_attention_trains_beside_a_frozen_base_where_no_figures_are_asked_for():
+    """Its configuration has no heads, and whoever looked for them fell over."""
+    from transformers import AutoModelForCausalLM, MambaConfig
+
+    shape = MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=2, vocab_size=50)
+    model = AutoModelForCausalLM.from_config(shape)
+    attach(model, AdapterConfig(targets=["in_proj"]), 1)
+    given = {"steps": 1, "sequence_length": 32, "batch_sequences": 4, "objective": "supervised"}
+    layers, budget = (
+        Training.model_validate({**given, "memory": told}) for told in ({"activation_checkpointing": "layers"}, {"budget_gb": 1.0})
+    )
+    assert fit(layers, model, ALONE, fused=False).recomputed == 2
+    with pytest.raises(UserError, match="'mamba' takes is not known"):
+        fit(budget, model, ALONE, fused=False)
 
 
 def test_a_budget_that_is_too_small_is_told_before_the_first_step(tmp_path, make_trainer):

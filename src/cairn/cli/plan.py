@@ -71,7 +71,8 @@ def command(
             console.print(f"{step.node.name} goes through its data about so often: {told}", markup=False, soft_wrap=True)
         if (step.estimate.memory_bytes or 0) > (have := memory_bytes()):
             what = f"{step.node.name} takes more memory than the {show_bytes(have)} of this machine"
-            console.print(f"{what}: fewer batch_sequences, or memory.activation_checkpointing", markup=False, soft_wrap=True)
+            keys = "fewer batch_sequences, memory.activation_checkpointing, or adapter.merge: false"
+            console.print(f"{what}: {keys}", markup=False, soft_wrap=True)
     todo = [step for step in steps if step.artifact is None]
     if not todo:
         console.print("Nothing to do: everything is in the store.")

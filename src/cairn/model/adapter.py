@@ -107,24 +107,33 @@ def plan_adapter(hf_config: Any, config: AdapterConfig) -> tuple[int, Beside]:
     layers = {"embeddings": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     whole = {id(p): p for name in config.train for p in layers[name].parameters()}
     kind = "lora" if config.kind == "rslora" else config.kind
-    head = any(id(p) in whole for p in layers["head"].parameters())
+    head = layers["head"] is not None and any(id(p) in whole for p in layers["head"].parameters())
     trained += sum(p.numel() for p in whole.values())
-    return sum(p.numel() for p in model.parameters()), _beside(model, adapted, kind, trained, low_rank, head, config.base == "nf4")
+    return sum(p.numel() for p in model.parameters()), _described(model, adapted, kind, trained, low_rank, head, config.base == "nf4")
 
 
-def adapter_of(model: Any) -> Beside:
-    """The same of a model that has its adapter on."""
-    adapted = {name: m for name, m in model.named_modules() if hasattr(m, "active_adapter") and hasattr(m, "base_layer")}
-    low_rank = sum(m.r["default"] for m in adapted.values() if "default" in getattr(m, "r", {}))
-    kind = "dora" if any(getattr(m, "use_dora", {}).get("default") for m in adapted.values()) else "lora" if low_rank else "ia3"
+def adapter_of(model: Any) -> Beside | None:
+    """The same of a model that has its adapter on; None of one that has none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    if not adapted:
+        return None
+    ranks = [module.r["default"] for module in adapted.values() if "default" in getattr(module, "r", {})]
+    # The lengths that DoRA keeps apart; IA3 has no rank.
+    apart = any(len(getattr(module, "lora_magnitude_vector", ())) for module in adapted.values())
+    kind = "ia3" if not ranks else "dora" if apart else "lora"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     output = model.get_output_embeddings()
     head = output is not None and any(p.requires_grad for p in output.parameters())
-    return _beside(model, adapted, kind, trained, low_rank, head, any(isinstance(m, NF4Linear) for m in model.modules()))
+    return _described(model, adapted, kind, trained, sum(ranks), head, any(isinstance(m, NF4Linear) for m in model.modules()))
 
 
-def _beside(model: Any, adapted: Iterable[str], kind: str, trained: int, low_rank: int, head: bool, four_bits: bool) -> Beside:
-    """Where the matrices of the feed-forward block lie, a family's names do not say: they are those that do not lie in its attention."""
+def _described(model: Any, adapted: Iterable[str], kind: str, trained: int, low_rank: int, head: bool, four_bits: bool) -> Beside:
+    """A `Beside` of these, with what the names of the adapted matrices tell.
+
+    A feed-forward block's names differ from family to family; those that do not lie in an attention are taken for its.
+    """
     feed_forward = any(not any("att" in part for part in name.split(".")[:-1]) for name in adapted)
     layers = model.config.get_text_config().num_hidden_layers
     return Beside(kind=kind, trained=trained, low_rank=low_rank / layers, feed_forward=feed_forward, head=head, four_bits=four_bits)

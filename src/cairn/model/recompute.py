@@ -47,8 +47,23 @@ def keep_all(model: Any) -> None:
             del module.forward
 
 
+def has_sizes(config: Any) -> bool:
+    """Whether a transformers configuration has the sizes of a decoder with attention."""
+    config = config.get_text_config()
+    return all(getattr(config, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size"))
+
+
 def dimensions_of(model: Any) -> Dimensions:
-    """The sizes of a loaded model that its cost depends on."""
+    """The sizes of a loaded model that its cost depends on.
+
+    Raises:
+        UserError: it has no attention, which the calculator is about.
+    """
+    if not has_sizes(model.config):
+        raise UserError(
+            f"how much memory the family '{model.config.model_type}' takes is not known here", where="memory",
+            remedy="use sharding: replicate and activation_checkpointing: off, on one rank, without budget_gb",
+        )  # fmt: skip
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return dimensions_of_config(
         model.config, vocabulary=int(inputs.shape[0]), tied=head is None or head.weight is inputs,

@@ -85,7 +85,8 @@ def load_reward(folder: Path, dtype: str = "float32", *, labels: Sequence[str] |
     # A language model would get a head of random numbers, and its rewards would look like any others.
     if found["missing_keys"] or (labels is None and len(names) != 1):
         what = "this is no reward model: it has no trained head with one label"
-        remedy = "name a train stage with objective: reward" if labels is None else "name a label stage"
+        made = "a train stage with objective: reward, or the folder of a sequence classifier with one label"
+        remedy = f"name {made}" if labels is None else "name a label stage"
         raise UserError(what, where=str(folder), remedy=remedy)
     if labels is not None and names != list(labels):
         what = f"the predictor knows the attributes {', '.join(names)}, and {', '.join(labels)} are asked for"

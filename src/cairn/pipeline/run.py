@@ -174,7 +174,8 @@ def _check_memory(recipe: Recipe, steps: list[Step]) -> None:
         raise UserError(
             f"the stage '{step.node.name}' would take about {show_bytes(need)} of memory, this machine has {show_bytes(have)}",
             where=recipe.spot("stages", step.node.name),
-            remedy="take fewer tokens a pass (batch_sequences; accumulate makes up for it) or a smaller model; `cairn plan` shows it",
+            remedy="take fewer tokens a pass (batch_sequences; accumulate makes up for it), a smaller model, or for an adapter "
+            "adapter.merge: false, and `cairn merge` on a larger machine; `cairn plan` shows it",
         )
 
 

@@ -100,16 +100,18 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
 
     assert config.adapter is not None
     folder, planned = start_folder(config, inputs), _planned_model(config, inputs)
+    known = getattr(getattr(inputs, "estimates", {}).get(config.init), "parameters", None)
     if folder is not None:
         shape = base_config(folder)
-    elif planned is not None:
-        shape = transformers_config(planned, vocab_size=1, bos_id=0, eos_id=0, pad_id=0)
+        base, adapter = plan_adapter(shape, config.adapter)
+        base = known or base
+        model = _dimensions_of(folder, base)
+    elif planned is not None and known is not None:
+        base, model = known, _dimensions(planned, known)
+        shape = transformers_config(planned, vocab_size=model.vocabulary, bos_id=0, eos_id=0, pad_id=0)
+        adapter = plan_adapter(shape, config.adapter)[1]
     else:
         return Estimate(tokens=tokens)
-    base, adapter = plan_adapter(shape, config.adapter)
-    before = getattr(inputs, "estimates", {}).get(config.init)
-    base = getattr(before, "parameters", None) or base
-    model = _dimensions_of(folder, base) if folder is not None else _dimensions(planned, base) if planned is not None else None
     peak = None if model is None else _peak_memory(config, model, adapter)
     flops = (4.0 * base + 6.0 * adapter.trained) * tokens
     each = 4 + config.checkpoint_bytes * (config.kept_checkpoints + 2)
@@ -122,8 +124,8 @@ def _of_adapter(config: TrainConfig, inputs: dict[str, Any], tokens: int) -> Est
 
 def _peak_memory(config: TrainConfig, model: Dimensions, adapter: Beside | None = None) -> int:
     """The calculator's prediction for one process on this machine's processor."""
-    merged = config.adapter is not None and config.adapter.merge
-    return round(memory(model, memory_run(config, model, adapter=adapter, merged=merged)).peak)
+    merges = config.adapter is not None and config.adapter.merge
+    return round(memory(model, memory_run(config, model, adapter=adapter, merges=merges)).peak)
 
 
 def _dimensions(shape: ModelConfig, parameters: int) -> Dimensions:
@@ -137,10 +139,10 @@ def _dimensions(shape: ModelConfig, parameters: int) -> Dimensions:
 def _dimensions_of(folder: Path, parameters: int) -> Dimensions | None:
     """Of a model that lies in a folder; None for one without the sizes of a decoder with attention."""
     from cairn.model.adapter import base_config
-    from cairn.model.recompute import dimensions_of_config
+    from cairn.model.recompute import dimensions_of_config, has_sizes
 
     shape = base_config(folder).get_text_config()
-    if not all(getattr(shape, name, None) for name in ("num_attention_heads", "hidden_size", "num_hidden_layers", "vocab_size")):
+    if not has_sizes(shape):
         return None
     return dimensions_of_config(shape, vocabulary=shape.vocab_size, tied=bool(shape.tie_word_embeddings), parameters=parameters)
 

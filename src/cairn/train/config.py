@@ -184,8 +184,8 @@ class MemoryConfig(Config):
     """Whether blocks compute their activations again in the backward instead of keeping them: off, all (layers: about a third more
     operations), or as many as `budget_gb` asks for (auto). The numbers stay the same bits."""
     budget_gb: float | None = Field(default=None, gt=0)
-    """With auto: the most memory that a rank may take, in 10^9 bytes, by the prediction of `cairn plan`. None: 90 % of a GPU's, and no
-    limit on CPU."""
+    """With auto: the most memory that a rank may take in a step, in 10^9 bytes, by the rules of `cairn plan`, which also counts reading
+    and merging an adapter's base. None: 90 % of a GPU's, and no limit on CPU."""
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod
@@ -325,7 +325,7 @@ class Training(Config):
 
 def memory_run(
     config: Training, model: Dimensions, *, ranks: int = 1, device: str = "cpu", device_bytes: float | None = None, fused: bool = True,
-    adapter: Beside | None = None, merged: bool = False,
+    adapter: Beside | None = None, merges: bool = False,
 ) -> Run:  # fmt: skip
     """How a training is laid out in memory, by the rules of `MemoryConfig`: the same on every machine with the same device.
 
@@ -337,7 +337,7 @@ def memory_run(
         device_bytes: a GPU's memory; None sets no limit.
         fused: whether the blocks train in fused forms.
         adapter: what is trained beside a frozen base; ranks are replicas then.
-        merged: whether it is merged at the end.
+        merges: whether it is merged at the end.
 
     Raises:
         UserError: the budget is too small.
@@ -348,7 +348,7 @@ def memory_run(
         tokens=config.sequence_length * config.batch_sequences, document=config.sequence_length / 4, precision=config.precision,
         coded=config.optimizer.state != "float32", average=config.ema is not None,
         passes=-(-config.accumulate // ranks), optimizer=config.optimizer.kind, ranks=ranks, device=device, fused=fused,
-        adapter=adapter, merged=merged,
+        adapter=adapter, merges=merges,
     )  # fmt: skip
     sharding = told.sharding
     if sharding == "auto":

@@ -19,7 +19,7 @@ from cairn.model.adapter import adapter_of
 from cairn.model.cost import Run
 from cairn.model.fused import join_weights
 from cairn.model.load import dtype_of
-from cairn.model.recompute import blocks_of, dimensions_of
+from cairn.model.recompute import blocks_of, dimensions_of, has_sizes
 from cairn.train.config import Training, memory_run
 from cairn.train.masters import Masters, is_plain
 from cairn.train.muon import Spread, orthogonalise
@@ -312,7 +312,11 @@ def fit(config: Training, model: Any, ranks: Ranks, *, fused: bool) -> Run:
     if ranks.world == 1 and ranks.device == "cpu" and told.budget_gb is None and told.activation_checkpointing != "layers":
         # Nothing is to be decided, and a family of unusual sizes must train without the calculator.
         return Run(tokens=0, document=0)
-    adapter = adapter_of(model) if any(not p.requires_grad for p in model.parameters()) else None
+    adapter = adapter_of(model)
+    if adapter is not None and not has_sizes(model.config) and told.budget_gb is None:
+        # Blocks without attention: the base is whole on each rank anyway, and no budget asks for figures.
+        every = len(blocks_of(model)) if told.activation_checkpointing == "layers" else 0
+        return Run(tokens=0, document=0, sharding=told.sharding if told.sharding != "auto" else "replicate", recomputed=every)
     room, kind = _device_bytes(ranks.device), ranks.device.split(":")[0]
     return memory_run(config, dimensions_of(model), ranks=ranks.world, device=kind, device_bytes=room, fused=fused, adapter=adapter)
 

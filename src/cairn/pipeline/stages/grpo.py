@@ -138,13 +138,16 @@ class Grpo(Train):
         return {MODEL_FILES[alone], "metrics.jsonl", ROLLOUTS}
 
     def estimate(self, config: GrpoConfig, inputs: dict[str, Any]) -> Estimate:
+        from cairn.model.cost import seconds
+        from cairn.model.speed import gemm_rate
+
         found = super().estimate(config, inputs)
         if found.parameters is None or found.flops is None:
             return found
         # Every answer's tokens are generated before they are learnt from.
         asked = 2.0 * found.parameters * config.total_steps * config.answer_tokens
-        seconds = found.seconds and found.seconds * (found.flops + asked) / found.flops
-        return replace(found, flops=found.flops + asked, seconds=seconds)
+        took = found.seconds and found.seconds + seconds(asked, gemm_rate(config.compute), hidden=1024, compute=config.compute)
+        return replace(found, flops=found.flops + asked, seconds=took)
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
