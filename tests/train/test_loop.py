@@ -304,13 +304,15 @@ def test_a_budget_is_kept_beside_a_frozen_base_too(tmp_path, make_trainer, held)
     assert sum("forward" in vars(block) for block in blocks_of(trainer.model)) == 1
 
 
-def test_a_family_without_attention_trains_beside_a_frozen_base_where_no_figures_are_asked_for():
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_family_without_attention_trains_where_no_figures_are_asked_for(adapted):
     """Its configuration has no heads, and whoever looked for them fell over."""
     from transformers import AutoModelForCausalLM, MambaConfig
 
     shape = MambaConfig(hidden_size=16, state_size=4, num_hidden_layers=2, vocab_size=50)
     model = AutoModelForCausalLM.from_config(shape)
-    attach(model, AdapterConfig(targets=["in_proj"]), 1)
+    if adapted:
+        attach(model, AdapterConfig(targets=["in_proj"]), 1)
     given = {"steps": 1, "sequence_length": 32, "batch_sequences": 4, "objective": "supervised"}
     layers, budget = (
         Training.model_validate({**given, "memory": told}) for told in ({"activation_checkpointing": "layers"}, {"budget_gb": 1.0})

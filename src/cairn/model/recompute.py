@@ -62,7 +62,7 @@ def dimensions_of(model: Any) -> Dimensions:
     if not has_sizes(model.config):
         raise UserError(
             f"how much memory the family '{model.config.model_type}' takes is not known here", where="memory",
-            remedy="use sharding: replicate and activation_checkpointing: off, on one rank, without budget_gb",
+            remedy="leave budget_gb out",
         )  # fmt: skip
     inputs, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     return dimensions_of_config(

@@ -313,8 +313,8 @@ def fit(config: Training, model: Any, ranks: Ranks, *, fused: bool) -> Run:
         # Nothing is to be decided, and a family of unusual sizes must train without the calculator.
         return Run(tokens=0, document=0)
     adapter = adapter_of(model)
-    if adapter is not None and not has_sizes(model.config) and told.budget_gb is None:
-        # Blocks without attention: the base is whole on each rank anyway, and no budget asks for figures.
+    if not has_sizes(model.config) and told.budget_gb is None:
+        # Blocks without attention, which the calculator does not know: nothing is chosen for them, and no budget asks for figures.
         every = len(blocks_of(model)) if told.activation_checkpointing == "layers" else 0
         return Run(tokens=0, document=0, sharding=told.sharding if told.sharding != "auto" else "replicate", recomputed=every)
     room, kind = _device_bytes(ranks.device), ranks.device.split(":")[0]
