@@ -131,7 +131,7 @@ def test_a_judge_on_this_machine(recipe, capsys):
     ("{endpoint: '127.0.0.1:9', name: wise}", "no address of a server"),
     ("{model: bas}", "did you mean 'base'"),
     ("{checkpoint: nowhere}", "no such file or folder: nowhere"),
-    ("{model: base}, metric: exact", "either reward, metric or judge"),
+    ("{model: base}, metric: exact", "either reward, reward_checkpoint, metric or judge"),
     ("{model: base, scal: [1, 5]}", "did you mean 'scale'"),
 ])  # fmt: skip
 def test_a_judge_that_cannot_be_is_told_before_anything_is_generated(recipe, capsys, judge, says):
