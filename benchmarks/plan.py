@@ -125,15 +125,12 @@ def predict(name: str, settings: dict[str, Any], machine: dict[str, float]) -> t
     from cairn.model.config import ModelConfig, transformers_config
     from cairn.model.cost import Dimensions, Run, flops, memory, muon_seconds, seconds
 
-    shape = SHAPES[name]
+    shape = ModelConfig.model_validate(SHAPES[name])
+    model = Dimensions.of(shape, vocabulary=VOCABULARY[name])
     adapter = None
     if "adapter" in settings:
-        whole = transformers_config(ModelConfig(**shape), vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None)
+        whole = transformers_config(shape, vocab_size=VOCABULARY[name], bos_id=None, eos_id=0, pad_id=None)
         adapter = plan_adapter(whole, AdapterConfig.model_validate(settings["adapter"]))[1]
-    model = Dimensions(
-        layers=shape["layers"], hidden=shape["hidden_size"], heads=shape["heads"], kv_heads=shape["kv_heads"],
-        head_size=shape["hidden_size"] // shape["heads"], intermediate=shape["intermediate_size"], vocabulary=VOCABULARY[name], tied=True,
-    )  # fmt: skip
     again = model.layers if settings.get("memory", {}).get("activation_checkpointing") == "layers" else 0
     tokens = 512 * settings.get("batch_sequences", 8)
     kind = settings.get("optimizer", {}).get("kind", "muon")
